@@ -1,0 +1,236 @@
+//! The [`Backend`] of the mirrored directory: each operation is done by the module that holds its rules.
+
+use std::ffi::CStr;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use rustix::fs::{fstatfs, readlinkat};
+use splicefs_core::{
+    Attr, Backend, Caller, Cookie, CreateFlags, DirSink, Entry, Errno, Ioctl, Make, Name, NodeId, OpenFlags,
+    Opened, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span, StatFs, WriteMode, XattrFlags, sys,
+};
+
+use crate::fsclass::FsClass;
+use crate::node::Place;
+use crate::{Dir, File, Node, Passthrough, stat};
+
+impl Backend for Passthrough {
+    type Node = Node;
+    type File = File;
+    type Dir = Dir;
+
+    const NAME: &'static str = "passthrough";
+
+    fn root(&self) -> Arc<Node> {
+        self.tree.root()
+    }
+
+    fn id(&self, node: &Node) -> NodeId {
+        node.id()
+    }
+
+    fn lookup(&self, parent: &Arc<Node>, name: &Name) -> Result<Entry<Node>> {
+        self.tree.lookup(parent, name)
+    }
+
+    fn parent(&self, node: &Arc<Node>) -> Result<Arc<Node>> {
+        self.tree.parent(node)
+    }
+
+    fn getattr(&self, node: &Arc<Node>, file: Option<&File>) -> Result<Attr> {
+        let st = match file {
+            Some(file) => stat::of_fd(file.fd())?,
+            None => self.tree.statx(node)?,
+        };
+        Ok(self.tree.attr(&st))
+    }
+
+    fn setattr(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        file: Option<&File>,
+        change: &SetAttr,
+    ) -> Result<Attr> {
+        self.tree.set_attr(caller, node, file, change)
+    }
+
+    fn readlink(&self, caller: &Caller, node: &Arc<Node>) -> Result<Vec<u8>> {
+        let fd = self.tree.descriptor(node)?;
+        let target = readlinkat(&fd, c"", Vec::new())?.into_bytes();
+        match node.place() {
+            // The link says who reads it, which here is the daemon; it is to say who asked.
+            Place::At(_, name) if self.tree.class(node)? == FsClass::Proc => {
+                own_process_link(caller, &name, target)
+            }
+            _ => Ok(target),
+        }
+    }
+
+    fn make(&self, caller: &Caller, parent: &Arc<Node>, name: &Name, what: Make<'_>) -> Result<Entry<Node>> {
+        self.tree.make(caller, parent, name, what)
+    }
+
+    fn link(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name) -> Result<Entry<Node>> {
+        self.tree.link(node, parent, name)
+    }
+
+    fn unlink(&self, parent: &Arc<Node>, name: &Name) -> Result<()> {
+        self.tree.remove(parent, name, false)
+    }
+
+    fn rmdir(&self, parent: &Arc<Node>, name: &Name) -> Result<()> {
+        self.tree.remove(parent, name, true)
+    }
+
+    fn rename(&self, from: (&Arc<Node>, &Name), to: (&Arc<Node>, &Name), flags: RenameFlags) -> Result<()> {
+        self.tree.rename(from, to, flags)
+    }
+
+    fn open(&self, caller: &Caller, node: &Arc<Node>, flags: OpenFlags) -> Result<Opened<File>> {
+        self.tree.open_file(caller, node, flags, self.noatime)
+    }
+
+    fn create(
+        &self,
+        caller: &Caller,
+        parent: &Arc<Node>,
+        name: &Name,
+        mode: u32,
+        flags: CreateFlags,
+    ) -> Result<(Entry<Node>, Opened<File>)> {
+        self.tree.create(caller, parent, name, mode, flags)
+    }
+
+    fn tmpfile(
+        &self,
+        caller: &Caller,
+        parent: &Arc<Node>,
+        mode: u32,
+        flags: CreateFlags,
+    ) -> Result<(Entry<Node>, Opened<File>)> {
+        self.tree.tmpfile(caller, parent, mode, flags)
+    }
+
+    fn plan_read<'f>(&self, file: &'f File, span: Span) -> Result<ReadPlan<'f>> {
+        file.plan_read(span)
+    }
+
+    fn write(&self, file: &File, offset: u64, data: &[u8], mode: WriteMode) -> Result<usize> {
+        file.write(offset, data, mode)
+    }
+
+    fn flush(&self, file: &File) -> Result<()> {
+        file.flush()
+    }
+
+    fn fsync(&self, file: &File, data_only: bool) -> Result<()> {
+        file.fsync(data_only)
+    }
+
+    fn fallocate(&self, file: &File, mode: u32, offset: u64, len: u64) -> Result<()> {
+        file.fallocate(mode, offset, len)
+    }
+
+    fn seek(&self, file: &File, offset: u64, to: SeekTo) -> Result<u64> {
+        file.seek(offset, to)
+    }
+
+    fn copy_range(&self, from: (&File, u64), to: (&File, u64), len: usize) -> Result<usize> {
+        from.0.copy_range(from.1, to.0, to.1, len)
+    }
+
+    fn pollable<'f>(&self, file: &'f File) -> Option<BorrowedFd<'f>> {
+        file.pollable()
+    }
+
+    fn ioctl_file(&self, file: &File, request: Ioctl<'_>) -> Result<(i32, Vec<u8>)> {
+        if file.is_device() {
+            return Err(Errno::ENOTTY.into());
+        }
+        sys::ioctl::pass_on(file.fd().as_fd(), request.command, request.input, request.output_len)
+    }
+
+    fn ioctl_dir(&self, dir: &Dir, request: Ioctl<'_>) -> Result<(i32, Vec<u8>)> {
+        sys::ioctl::pass_on(dir.fd().as_fd(), request.command, request.input, request.output_len)
+    }
+
+    fn opendir(&self, node: &Arc<Node>) -> Result<Dir> {
+        self.tree.open_dir(node)
+    }
+
+    fn read_dir(&self, dir: &Dir, from: Cookie, hint: usize, sink: &mut DirSink<'_>) -> Result<()> {
+        self.tree.read_dir(dir, from, hint, sink)
+    }
+
+    fn fsyncdir(&self, dir: &Dir, data_only: bool) -> Result<()> {
+        dir.fsync(data_only)
+    }
+
+    fn statfs(&self, node: &Arc<Node>) -> Result<StatFs> {
+        let st = fstatfs(&*self.tree.descriptor(node)?)?;
+        let narrow = |wide: i64| u32::try_from(wide).unwrap_or(u32::MAX);
+        Ok(StatFs {
+            blocks: st.f_blocks,
+            bfree: st.f_bfree,
+            bavail: st.f_bavail,
+            files: st.f_files,
+            ffree: st.f_ffree,
+            bsize: narrow(st.f_bsize),
+            frsize: narrow(st.f_frsize),
+            namelen: narrow(st.f_namelen),
+        })
+    }
+
+    fn getxattr(&self, node: &Arc<Node>, name: &CStr, limit: usize) -> Result<Vec<u8>> {
+        self.tree.get_xattr(node, name, limit)
+    }
+
+    fn getxattr_size(&self, node: &Arc<Node>, name: &CStr) -> Result<usize> {
+        self.tree.get_xattr_size(node, name)
+    }
+
+    fn listxattr(&self, node: &Arc<Node>, limit: usize) -> Result<Vec<u8>> {
+        self.tree.list_xattr(node, limit)
+    }
+
+    fn listxattr_size(&self, node: &Arc<Node>) -> Result<usize> {
+        self.tree.list_xattr_size(node)
+    }
+
+    fn setxattr(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        name: &CStr,
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        self.tree.set_xattr(caller, node, name, value, flags)
+    }
+
+    fn removexattr(&self, node: &Arc<Node>, name: &CStr) -> Result<()> {
+        self.tree.remove_xattr(node, name)
+    }
+}
+
+/// `/proc/self` and `/proc/thread-self` of the caller (proc(5)); any other link as it is.
+fn own_process_link(caller: &Caller, name: &Name, target: Vec<u8>) -> Result<Vec<u8>> {
+    let names_a_process = target.first().is_some_and(u8::is_ascii_digit);
+    match name.as_bytes() {
+        b"self" if names_a_process && caller.pid != 0 => Ok(process_of(caller.pid)?.to_string().into_bytes()),
+        b"thread-self" if names_a_process && caller.pid != 0 => {
+            Ok(format!("{}/task/{}", process_of(caller.pid)?, caller.pid).into_bytes())
+        }
+        _ => Ok(target),
+    }
+}
+
+/// The process that the thread belongs to.
+fn process_of(thread: u32) -> Result<u32> {
+    let mut status = String::new();
+    std::fs::File::from(sys::open_proc(&format!("{thread}/status"))?).read_to_string(&mut status)?;
+    let process = status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok());
+    process.ok_or_else(|| Errno::ENOENT.into())
+}

@@ -1,0 +1,253 @@
+//! Creating, linking, removing and renaming.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags as OsRename, linkat, makedev, mkdirat, mknodat, openat,
+    renameat_with, symlinkat, unlinkat,
+};
+use splicefs_core::sys::creds::As;
+use splicefs_core::{
+    Caller, CreateFlags, Entry, Errno, Error, Make, Name, OpenFlags, Opened, RenameFlags, Result,
+};
+
+use crate::file::File;
+use crate::node::{Node, Place};
+use crate::stat::{self, decode_dev};
+use crate::tree::{Tree, open_beneath, path_of};
+
+/// Setgid and group execution: a file with both keeps its setgid bit only for members of the group
+/// (`mode_strip_sgid` in fs/inode.c).
+const SETGID_EXECUTABLE: u32 = 0o2010;
+/// Whoever loses the race for a name this often is told so.
+const ATTEMPTS: usize = 8;
+
+fn groups_matter(mode: u32) -> bool {
+    mode & SETGID_EXECUTABLE == SETGID_EXECUTABLE
+}
+
+fn permissions(mode: u32) -> Mode {
+    Mode::from_bits_retain(mode & 0o7777)
+}
+
+/// The flags of open(2) that a file is created with.
+fn creation_flags(flags: OpenFlags) -> OFlags {
+    OFlags::from_bits_retain(flags.0.cast_unsigned())
+        & (OFlags::RWMODE | OFlags::SYNC | OFlags::DSYNC | OFlags::NOATIME)
+}
+
+impl Tree {
+    pub(crate) fn make(
+        &self,
+        caller: &Caller,
+        parent: &Arc<Node>,
+        name: &Name,
+        what: Make<'_>,
+    ) -> Result<Entry<Node>> {
+        let dir = self.descriptor(parent)?;
+        let at = name.as_c_str();
+        {
+            let mode = if let Make::Node(mode, _) = what { mode } else { 0 };
+            let _guard = caller.act(As::Creator, groups_matter(mode))?;
+            match what {
+                Make::Directory(mode) => mkdirat(&*dir, at, permissions(mode))?,
+                Make::Symlink(target) => symlinkat(target, &*dir, at)?,
+                Make::Node(mode, rdev) => {
+                    let (major, minor) = decode_dev(rdev);
+                    let kind = FileType::from_raw_mode(mode);
+                    mknodat(&*dir, at, kind, permissions(mode), makedev(major, minor))?;
+                }
+            }
+        }
+        self.found(parent, name, &dir)
+    }
+
+    /// The entry that was just made under `name`.
+    fn found(&self, parent: &Arc<Node>, name: &Name, dir: &OwnedFd) -> Result<Entry<Node>> {
+        let st = stat::of_name(dir.as_fd(), name.as_c_str())?;
+        self.entry(parent, name, dir, &st)
+    }
+
+    pub(crate) fn create(
+        &self,
+        caller: &Caller,
+        parent: &Arc<Node>,
+        name: &Name,
+        mode: u32,
+        flags: CreateFlags,
+    ) -> Result<(Entry<Node>, Opened<File>)> {
+        let dir = self.descriptor(parent)?;
+        for _ in 0..ATTEMPTS {
+            match self.create_new(caller, &dir, name, mode, flags.open) {
+                Err(e) if e.errno() == Errno::EEXIST && !flags.exclusive => {}
+                Err(e) => return Err(e),
+                Ok(fd) => return self.created(parent, name, &dir, fd, flags.open),
+            }
+            match self.open_existing(caller, &dir, name, flags.open) {
+                Err(e) if e.errno() == Errno::ENOENT => {}
+                Err(e) => return Err(e),
+                Ok(fd) => return self.created(parent, name, &dir, fd, flags.open),
+            }
+        }
+        Err(Errno::EEXIST.into())
+    }
+
+    fn create_new(
+        &self,
+        caller: &Caller,
+        dir: &OwnedFd,
+        name: &Name,
+        mode: u32,
+        flags: OpenFlags,
+    ) -> Result<OwnedFd> {
+        let _guard = caller.act(As::Creator, groups_matter(mode))?;
+        let flags = creation_flags(flags) | OFlags::CREATE | OFlags::EXCL;
+        self.nodes.descriptors.with_room(|| open_beneath(dir.as_fd(), name, flags, permissions(mode)))
+    }
+
+    /// Someone else made the name since the kernel looked. The kernel has not checked the permission to open what is
+    /// there now, so the source does, for the caller.
+    fn open_existing(
+        &self,
+        caller: &Caller,
+        dir: &OwnedFd,
+        name: &Name,
+        flags: OpenFlags,
+    ) -> Result<OwnedFd> {
+        let _guard = caller.act(As::Caller, true)?;
+        let passed = creation_flags(flags) | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let fd = self.nodes.descriptors.with_room(|| open_beneath(dir.as_fd(), name, passed, Mode::empty()));
+        // A link or a special file is the kernel's to follow or open: it looks the name up once more.
+        let fd = fd.map_err(|e| match e.errno() {
+            Errno::ELOOP | Errno::ENXIO => Error::from(Errno::ESTALE),
+            _ => e,
+        })?;
+        if !FileType::from_raw_mode(u32::from(stat::of_fd(&fd)?.stx_mode)).is_file() {
+            return Err(Errno::ESTALE.into());
+        }
+        if flags.has(libc::O_TRUNC) && flags.writes() {
+            rustix::fs::ftruncate(&fd, 0)?;
+        }
+        Ok(fd)
+    }
+
+    fn created(
+        &self,
+        parent: &Arc<Node>,
+        name: &Name,
+        dir: &OwnedFd,
+        fd: OwnedFd,
+        flags: OpenFlags,
+    ) -> Result<(Entry<Node>, Opened<File>)> {
+        let entry = self.entry(parent, name, dir, &stat::of_fd(&fd)?)?;
+        let opened = self.opened(&entry.node, Arc::new(fd), flags)?;
+        Ok((entry, opened))
+    }
+
+    pub(crate) fn tmpfile(
+        &self,
+        caller: &Caller,
+        parent: &Arc<Node>,
+        mode: u32,
+        flags: CreateFlags,
+    ) -> Result<(Entry<Node>, Opened<File>)> {
+        let dir = self.descriptor(parent)?;
+        let fd = {
+            let _guard = caller.act(As::Creator, groups_matter(mode))?;
+            let mut how = creation_flags(flags.open) | OFlags::TMPFILE | OFlags::CLOEXEC;
+            if flags.exclusive {
+                how |= OFlags::EXCL;
+            }
+            let open = || Ok(openat(&*dir, c".", how, permissions(mode))?);
+            Arc::new(self.nodes.descriptors.with_room(open)?)
+        };
+        let st = stat::of_fd(&fd)?;
+        let identity = crate::stat::Identity::of(&st, self.birth_counts(parent)?);
+        let node = self.nodes.intern(identity, || Place::Pinned(fd.clone()));
+        let opened = self.opened(&node, fd, flags.open)?;
+        Ok((Entry { attr: self.attr(&st), node }, opened))
+    }
+
+    pub(crate) fn link(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name) -> Result<Entry<Node>> {
+        let file = self.descriptor(node)?;
+        let dir = self.descriptor(parent)?;
+        linkat(CWD, path_of(&file), &*dir, name.as_c_str(), AtFlags::SYMLINK_FOLLOW)?;
+        self.found(parent, name, &dir)
+    }
+
+    pub(crate) fn remove(&self, parent: &Arc<Node>, name: &Name, directory: bool) -> Result<()> {
+        let dir = self.descriptor(parent)?;
+        let victim = self.victim(parent, name, &dir);
+        let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        unlinkat(&*dir, name.as_c_str(), flags)?;
+        if let Some(victim) = victim {
+            victim.detach(parent, name);
+        }
+        Ok(())
+    }
+
+    /// What is known by `name` and would lose it.
+    fn victim(&self, parent: &Arc<Node>, name: &Name, dir: &OwnedFd) -> Option<Victim> {
+        let (node, st) = self.known(dir, name)?;
+        if !node.is_at(parent, name) {
+            return None;
+        }
+        let keeps_other_names = st.stx_nlink > 1 && !FileType::from_raw_mode(u32::from(st.stx_mode)).is_dir();
+        match self.descriptor(&node) {
+            Ok(fd) => Some(Victim { node, fd, keeps_other_names }),
+            Err(e) => {
+                log::debug!("a file to be removed cannot be held open: {e}");
+                None
+            }
+        }
+    }
+
+    pub(crate) fn rename(
+        &self,
+        from: (&Arc<Node>, &Name),
+        to: (&Arc<Node>, &Name),
+        flags: RenameFlags,
+    ) -> Result<()> {
+        let (from_dir, to_dir) = (self.descriptor(from.0)?, self.descriptor(to.0)?);
+        let exchange = flags.0 & libc::RENAME_EXCHANGE != 0;
+        let moved = self.known(&from_dir, from.1);
+        let back = if exchange { self.known(&to_dir, to.1) } else { None };
+        let victim = if exchange { None } else { self.victim(to.0, to.1, &to_dir) };
+        let _gate = self.rename_gate.write();
+        let (from_name, to_name) = (from.1.as_c_str(), to.1.as_c_str());
+        renameat_with(&*from_dir, from_name, &*to_dir, to_name, OsRename::from_bits_retain(flags.0))?;
+        // Renaming one hard link of a file to another does nothing, and both names stay (rename(2)).
+        if let (Some((moved, _)), Some(victim)) = (&moved, &victim)
+            && Arc::ptr_eq(moved, &victim.node)
+        {
+            return Ok(());
+        }
+        if let Some(victim) = victim {
+            victim.detach(to.0, to.1);
+        }
+        if let Some((moved, _)) = moved {
+            self.settle(&moved, to.0, to.1);
+        }
+        if let Some((back, _)) = back {
+            self.settle(&back, from.0, from.1);
+        }
+        Ok(())
+    }
+}
+
+/// A node about to lose the name it is known by, with a descriptor that outlives the name.
+struct Victim {
+    node: Arc<Node>,
+    fd: Arc<OwnedFd>,
+    keeps_other_names: bool,
+}
+
+impl Victim {
+    /// The name is gone: the descriptor is the way to the node from now on.
+    fn detach(self, parent: &Arc<Node>, name: &Name) {
+        if self.node.is_at(parent, name) {
+            self.node.set_place(if self.keeps_other_names { Place::Lost } else { Place::Pinned(self.fd) });
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What kind of file system a file lies on, as far as reading it and knowing it again depend on that.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+
+use parking_lot::RwLock;
+use rustix::fs::fstatfs;
+use splicefs_core::Result;
+
+/// How far the sizes and the birth times of a file system's files can be believed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum FsClass {
+    /// A file's size is what reading it gives.
+    Ordinary,
+    /// As `Ordinary`, but a copy-up changes the birth time of a file (overlayfs).
+    Overlay,
+    /// Contents are made as they are read, and sizes mean nothing (procfs and its kind).
+    Pseudo,
+    /// The process directory: as `Pseudo`, and `self` is another for each caller.
+    Proc,
+    /// Unknown: a file that claims to be empty is tried.
+    Unknown,
+}
+
+/// `f_type` of statfs(2), from include/uapi/linux/magic.h.
+const ORDINARY: [u64; 12] = [
+    0xef53,      // ext2, ext3, ext4
+    0x5846_5342, // xfs
+    0x9123_683e, // btrfs
+    0x0102_1994, // tmpfs
+    0x6969,      // nfs
+    0xf2f5_2010, // f2fs
+    0xca45_1a4e, // bcachefs
+    0x2fc1_2fc1, // zfs
+    0x4d44,      // vfat
+    0x2011_bab0, // exfat
+    0x9660,      // isofs
+    0xff53_4d42, // cifs
+];
+const PSEUDO: [u64; 17] = [
+    0x6265_6572, // sysfs
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x7363_6673, // securityfs
+    0x0027_e0eb, // cgroup
+    0x6367_7270, // cgroup2
+    0xf97c_ff8c, // selinuxfs
+    0x4341_5d53, // smackfs
+    0xcafe_4a11, // bpf
+    0x6265_6570, // configfs
+    0x6165_676c, // pstore
+    0xde5e_81e4, // efivarfs
+    0x4249_4e4d, // binfmt_misc
+    0x6573_5543, // fusectl
+    0x6e73_6673, // nsfs
+    0x6e66_7364, // nfsd
+    0x5a3c_69f0, // apparmorfs
+];
+const PROC: u64 = 0x9fa0;
+const OVERLAY: u64 = 0x794c_7630;
+
+impl FsClass {
+    fn of_magic(magic: u64) -> Self {
+        match magic {
+            PROC => Self::Proc,
+            OVERLAY => Self::Overlay,
+            _ if PSEUDO.contains(&magic) => Self::Pseudo,
+            _ if ORDINARY.contains(&magic) => Self::Ordinary,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// Whether contents are made as they are read.
+    pub(crate) fn is_pseudo(self) -> bool {
+        matches!(self, Self::Pseudo | Self::Proc)
+    }
+}
+
+/// The classes of the file systems met so far, by device number.
+///
+/// Lock order: a leaf, held over no system call.
+#[derive(Debug, Default)]
+pub(crate) struct FsClasses(RwLock<HashMap<u64, FsClass>>);
+
+impl FsClasses {
+    /// The class of the file system with device number `dev`; `open` gives a descriptor on it when it is new.
+    pub(crate) fn get<F: AsFd>(&self, dev: u64, open: impl FnOnce() -> Result<F>) -> Result<FsClass> {
+        if let Some(class) = self.0.read().get(&dev) {
+            return Ok(*class);
+        }
+        let fd = open()?;
+        // f_type is signed on some machines; the magic numbers have 32 bits.
+        #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)]
+        let magic = fstatfs(&fd)?.f_type as u64 & 0xffff_ffff;
+        let class = FsClass::of_magic(magic);
+        self.0.write().insert(dev, class);
+        Ok(class)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proc_and_sys_are_known_for_what_they_are() {
+        let classes = FsClasses::default();
+        let open = |path: &str| -> Result<std::fs::File> { Ok(std::fs::File::open(path)?) };
+        assert_eq!(classes.get(1, || open("/proc")).unwrap(), FsClass::Proc);
+        assert!(classes.get(2, || open("/sys")).unwrap().is_pseudo());
+        assert_eq!(classes.get(1, || -> Result<std::fs::File> { panic!("cached") }).unwrap(), FsClass::Proc);
+    }
+}

@@ -1,0 +1,154 @@
+//! Nodes: source files the kernel or an open handle refers to, and where to find each again.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use splicefs_core::{Name, NodeId};
+
+use crate::descriptors::Descriptors;
+use crate::stat::Identity;
+
+/// Where a node's file can be found.
+#[derive(Clone, Debug)]
+pub(crate) enum Place {
+    /// Under this name in this directory, when last seen.
+    At(Arc<Node>, Name),
+    /// Nowhere by name: the root, and files removed while in use. The descriptor stays open as long as the node.
+    Pinned(Arc<OwnedFd>),
+    /// Under a name that is not known: the one it was found by is gone and others are left. The kernel looks the file
+    /// up again when told `ESTALE`.
+    Lost,
+}
+
+#[derive(Debug)]
+struct Whereabouts {
+    place: Place,
+    /// Descriptors of open files, which lead to the node as long as they are open.
+    open: Vec<Weak<OwnedFd>>,
+}
+
+/// A file, directory or other object of the source.
+///
+/// Lock order: a node's whereabouts are a leaf but for the descriptor cache's lock; no system call is made under them.
+#[derive(Debug)]
+pub struct Node {
+    id: NodeId,
+    identity: Identity,
+    whereabouts: Mutex<Whereabouts>,
+    nodes: Arc<Nodes>,
+}
+
+impl Node {
+    pub(crate) fn id(&self) -> NodeId {
+        self.id
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        self.whereabouts.lock().place.clone()
+    }
+
+    pub(crate) fn set_place(&self, place: Place) {
+        // The old place may hold the last reference to a directory: it is dropped after the lock.
+        let _old = std::mem::replace(&mut self.whereabouts.lock().place, place);
+    }
+
+    /// Whether the node is known under this very name.
+    pub(crate) fn is_at(&self, parent: &Arc<Self>, name: &Name) -> bool {
+        matches!(&self.whereabouts.lock().place, Place::At(p, n) if Arc::ptr_eq(p, parent) && n == name)
+    }
+
+    /// A descriptor that needs no opening: pinned, cached, or that of an open file.
+    pub(crate) fn descriptor_at_hand(&self) -> Option<Arc<OwnedFd>> {
+        if let Some(fd) = self.nodes.descriptors.get(self.id) {
+            return Some(fd);
+        }
+        let whereabouts = self.whereabouts.lock();
+        match &whereabouts.place {
+            Place::Pinned(fd) => Some(fd.clone()),
+            _ => whereabouts.open.iter().find_map(Weak::upgrade),
+        }
+    }
+
+    /// An open file's descriptor leads to the node from now on, until it is closed.
+    pub(crate) fn opened(&self, fd: &Arc<OwnedFd>) {
+        let mut whereabouts = self.whereabouts.lock();
+        whereabouts.open.retain(|open| open.strong_count() > 0);
+        whereabouts.open.push(Arc::downgrade(fd));
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.nodes.descriptors.remove(self.id);
+        self.nodes.gone(&self.identity);
+        // Each node holds its parent. Dropped one inside the other, the nodes of a deep tree would overflow the stack.
+        let mut next = std::mem::replace(&mut self.whereabouts.get_mut().place, Place::Lost);
+        while let Place::At(parent, _) = next {
+            let Some(mut parent) = Arc::into_inner(parent) else { break };
+            next = std::mem::replace(&mut parent.whereabouts.get_mut().place, Place::Lost);
+        }
+    }
+}
+
+const SHARDS: usize = 16;
+type Shard = Mutex<HashMap<Identity, Weak<Node>>>;
+
+/// Every node that lives, by identity: hard links are one node.
+///
+/// Lock order: a shard is a leaf; no node is dropped under it.
+#[derive(Debug)]
+pub(crate) struct Nodes {
+    next: AtomicU64,
+    shards: [Shard; SHARDS],
+    pub(crate) descriptors: Descriptors,
+}
+
+impl Nodes {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            next: AtomicU64::new(NodeId::ROOT.0),
+            shards: std::array::from_fn(|_| Mutex::default()),
+            descriptors: Descriptors::new(),
+        })
+    }
+
+    fn shard(&self, identity: &Identity) -> &Shard {
+        &self.shards[identity.spread() % SHARDS]
+    }
+
+    /// The node of that identity, if one lives.
+    pub(crate) fn find(&self, identity: &Identity) -> Option<Arc<Node>> {
+        self.shard(identity).lock().get(identity).and_then(Weak::upgrade)
+    }
+
+    /// The node of that identity; a new one, found at `place`, if none lives.
+    pub(crate) fn intern(self: &Arc<Self>, identity: Identity, place: impl FnOnce() -> Place) -> Arc<Node> {
+        let mut shard = self.shard(&identity).lock();
+        if let Some(node) = shard.get(&identity).and_then(Weak::upgrade) {
+            return node;
+        }
+        let node = Arc::new(Node {
+            id: NodeId(self.next.fetch_add(1, Ordering::Relaxed)),
+            identity,
+            whereabouts: Mutex::new(Whereabouts { place: place(), open: Vec::new() }),
+            nodes: self.clone(),
+        });
+        shard.insert(identity, Arc::downgrade(&node));
+        node
+    }
+
+    /// The last reference to a node of that identity is gone; a new node may have taken its entry already.
+    fn gone(&self, identity: &Identity) {
+        let mut shard = self.shard(identity).lock();
+        if shard.get(identity).is_some_and(|node| node.strong_count() == 0) {
+            shard.remove(identity);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Changing attributes.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{
+    AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chmodat, chownat, ftruncate, utimensat,
+};
+use splicefs_core::sys::creds::As;
+use splicefs_core::{Attr, Caller, Errno, FileKind, Result, SetAttr, SetTime, sys};
+
+use crate::file::File;
+use crate::node::Node;
+use crate::stat;
+use crate::tree::{Tree, path_of};
+
+/// Leave a time as it is (utimensat(2)).
+const UTIME_OMIT: i64 = 0x3fff_fffe;
+const UTIME_NOW: i64 = 0x3fff_ffff;
+
+impl Tree {
+    /// Applies `change`. Ownership first, since it clears the setuid and setgid bits that a new mode may set; times
+    /// last, since everything else sets them.
+    pub(crate) fn set_attr(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        file: Option<&File>,
+        change: &SetAttr,
+    ) -> Result<Attr> {
+        let held;
+        let fd: &OwnedFd = if let Some(file) = file {
+            file.fd()
+        } else {
+            held = self.descriptor(node)?;
+            &held
+        };
+        if change.uid.is_some() || change.gid.is_some() {
+            let _guard = self.as_one_who_clears(caller, fd)?;
+            let uid = change.uid.map(Uid::from_raw);
+            let gid = change.gid.map(Gid::from_raw);
+            chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH)?;
+        }
+        if let Some(mode) = change.mode {
+            chmodat(CWD, path_of(fd), Mode::from_bits_retain(mode & 0o7777), AtFlags::empty())?;
+        }
+        if let Some(size) = change.size {
+            if node.identity().kind() == FileKind::BlockDevice {
+                return Err(Errno::EROFS.into());
+            }
+            let _guard = self.as_one_who_clears(caller, fd)?;
+            match file {
+                Some(file) if writable(file)? => ftruncate(fd, size)?,
+                _ => ftruncate(sys::reopen(fd, OFlags::WRONLY | OFlags::NONBLOCK)?, size)?,
+            }
+        }
+        if change.atime.is_some() || change.mtime.is_some() {
+            let times =
+                Timestamps { last_access: timespec(change.atime), last_modification: timespec(change.mtime) };
+            utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
+        }
+        Ok(self.attr(&stat::of_fd(fd)?))
+    }
+
+    /// The daemon without the right to keep setuid and setgid bits, unless the caller is root. Whether a setgid bit
+    /// without group execution survives depends on the caller's groups (`setattr_should_drop_sgid` in fs/attr.c), so
+    /// for such a file they are taken on as well.
+    fn as_one_who_clears(&self, caller: &Caller, fd: &OwnedFd) -> Result<sys::creds::Guard> {
+        const SETGID_ALONE: u16 = 0o2000;
+        if caller.uid != 0 {
+            let mode = stat::of_fd(fd)?.stx_mode;
+            if mode & 0o2010 == SETGID_ALONE {
+                return caller.act(As::Creator, true);
+            }
+        }
+        caller.without_fsetid()
+    }
+}
+
+fn writable(file: &File) -> Result<bool> {
+    Ok(rustix::fs::fcntl_getfl(file.fd())?.intersects(OFlags::WRONLY | OFlags::RDWR))
+}
+
+fn timespec(time: Option<SetTime>) -> Timespec {
+    match time {
+        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        Some(SetTime::Now) => Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
+        Some(SetTime::At(time)) => Timespec { tv_sec: time.sec, tv_nsec: i64::from(time.nsec) },
+    }
+}

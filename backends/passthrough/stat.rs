@@ -1,0 +1,139 @@
+//! What statx(2) tells, as attributes and as identity.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::{AtFlags, Statx, StatxFlags, StatxTimestamp, statx};
+use splicefs_core::{Attr, FileKind, Result, Timestamp};
+
+/// What tells one source file from every other, at any time of the mount's life.
+///
+/// The mount is in it because a bind mount shows one directory twice, and a directory can be one node only once; the
+/// birth time is in it because inode numbers are used again.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Identity {
+    mount: u64,
+    pub(crate) dev: u64,
+    ino: u64,
+    born: (i64, u32),
+    kind: u16,
+}
+
+impl Identity {
+    pub(crate) fn of(st: &Statx, birth_counts: bool) -> Self {
+        let born = if birth_counts && StatxFlags::from_bits_retain(st.stx_mask).contains(StatxFlags::BTIME) {
+            (st.stx_btime.tv_sec, st.stx_btime.tv_nsec)
+        } else {
+            (0, 0)
+        };
+        let kind = st.stx_mode & S_IFMT;
+        Self { mount: st.stx_mnt_id, dev: device(st), ino: st.stx_ino, born, kind }
+    }
+
+    /// A number that spreads identities evenly over tables.
+    pub(crate) fn spread(&self) -> usize {
+        usize::try_from((self.ino ^ self.dev) & 0xffff).unwrap_or(0)
+    }
+
+    /// The kind of node.
+    pub(crate) fn kind(&self) -> FileKind {
+        FileKind::from_mode(u32::from(self.kind))
+    }
+}
+
+const S_IFMT: u16 = 0o170_000;
+
+/// The device number of the file system that holds the file.
+pub(crate) fn device(st: &Statx) -> u64 {
+    u64::from(st.stx_dev_major) << 32 | u64::from(st.stx_dev_minor)
+}
+
+fn wanted() -> StatxFlags {
+    StatxFlags::BASIC_STATS | StatxFlags::BTIME | StatxFlags::MNT_ID
+}
+
+/// What `fd` has open.
+pub(crate) fn of_fd(fd: impl AsFd) -> Result<Statx> {
+    Ok(statx(fd, c"", AtFlags::EMPTY_PATH, wanted())?)
+}
+
+/// What `name` leads to in `dir`; a symbolic link itself.
+pub(crate) fn of_name(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx> {
+    Ok(statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, wanted())?)
+}
+
+fn time(t: StatxTimestamp) -> Timestamp {
+    Timestamp { sec: t.tv_sec, nsec: t.tv_nsec }
+}
+
+/// The attributes callers see, with inode numbers kept apart for file systems other than the root's (`root_dev`).
+pub(crate) fn attr(st: &Statx, root_dev: u64) -> Attr {
+    Attr {
+        ino: ino(st.stx_ino, device(st), root_dev),
+        size: st.stx_size,
+        blocks: st.stx_blocks,
+        atime: time(st.stx_atime),
+        mtime: time(st.stx_mtime),
+        ctime: time(st.stx_ctime),
+        mode: u32::from(st.stx_mode),
+        nlink: st.stx_nlink,
+        uid: st.stx_uid,
+        gid: st.stx_gid,
+        rdev: encode_dev(st.stx_rdev_major, st.stx_rdev_minor),
+        blksize: st.stx_blksize,
+    }
+}
+
+/// The inode number callers see. The mount has one device number, so files of a file system mounted inside the source
+/// get their device mixed into the upper bits: equal numbers would make tar(1) and du(1) take them for hard links.
+pub(crate) fn ino(ino: u64, dev: u64, root_dev: u64) -> u64 {
+    if dev == root_dev {
+        return ino;
+    }
+    let mixed = dev.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
+    let shown = ino ^ (mixed << 47);
+    if shown == 0 { 1 } else { shown }
+}
+
+/// A device number in 32 bits (`new_encode_dev`, include/linux/kdev_t.h).
+pub(crate) fn encode_dev(major: u32, minor: u32) -> u32 {
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+/// Its reverse (`new_decode_dev`): major and minor.
+pub(crate) fn decode_dev(dev: u32) -> (u32, u32) {
+    ((dev & 0xf_ff00) >> 8, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_survive_the_round_trip() {
+        for (major, minor) in [(0, 0), (8, 1), (253, 0), (0xfff, 0xf_ffff), (1, 256)] {
+            assert_eq!(decode_dev(encode_dev(major, minor)), (major, minor));
+        }
+    }
+
+    #[test]
+    fn the_roots_own_inode_numbers_are_shown_as_they_are_and_others_apart() {
+        assert_eq!(ino(42, 7, 7), 42);
+        assert_ne!(ino(42, 8, 7), 42);
+        assert_ne!(ino(42, 8, 7), ino(42, 9, 7));
+        assert_ne!(ino(0, 8, 7), 0);
+    }
+
+    #[test]
+    fn identity_knows_a_file_again_and_tells_two_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a"), b"").unwrap();
+        std::fs::hard_link(dir.path().join("a"), dir.path().join("b")).unwrap();
+        std::fs::write(dir.path().join("c"), b"").unwrap();
+        let dirfd = std::fs::File::open(dir.path()).unwrap();
+        let identity = |name| Identity::of(&of_name(dirfd.as_fd(), name).unwrap(), true);
+        assert_eq!(identity(c"a"), identity(c"b"));
+        assert_ne!(identity(c"a"), identity(c"c"));
+        assert_eq!(identity(c"a").kind(), FileKind::Regular);
+    }
+}

@@ -1,0 +1,301 @@
+//! The tree of nodes: from names to nodes, and from nodes back to descriptors.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Statx, openat, openat2};
+use splicefs_core::{Attr, Entry, Errno, Error, FileKind, Name, Result, sys};
+
+use crate::fsclass::{FsClass, FsClasses};
+use crate::node::{Node, Nodes, Place};
+use crate::stat::{self, Identity};
+
+/// No tree is this deep; a chain of parents that is has a cycle in it.
+const DEEPEST: usize = 1 << 16;
+
+/// The directory that the mount covers, where that lies inside the source.
+#[derive(Debug)]
+struct Covered {
+    parent: (u64, u64),
+    name: Name,
+    /// What is underneath, opened before mounting.
+    fd: Arc<OwnedFd>,
+}
+
+/// The source directory as nodes.
+///
+/// Lock order: the rename gate, then a node's whereabouts, then the leaves (node map, descriptor cache).
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) nodes: Arc<Nodes>,
+    root: Arc<Node>,
+    root_dev: u64,
+    covered: Option<Covered>,
+    classes: FsClasses,
+    pub(crate) block_devices_as_files: bool,
+    /// Held for writing over a rename and the change of places that follows it, for reading while a node is found
+    /// again by its place: so that no one looks for a file under a name it has just lost. Only the slow path, where no
+    /// descriptor is at hand, takes it.
+    pub(crate) rename_gate: RwLock<()>,
+}
+
+/// How one component of a path is opened: the component itself, inside the directory, on whatever is mounted there.
+pub(crate) fn open_beneath(dir: BorrowedFd<'_>, name: &Name, flags: OFlags, mode: Mode) -> Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    Ok(openat2(dir, name.as_c_str(), flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode, resolve)?)
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd> {
+    Ok(openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+impl Covered {
+    /// The directory `mount_point`, before it is mounted over.
+    fn open(mount_point: &Path) -> Result<Option<Self>> {
+        use std::os::unix::ffi::OsStrExt;
+        let (Some(parent), Some(name)) = (mount_point.parent(), mount_point.file_name()) else {
+            return Ok(None);
+        };
+        let st = stat::of_fd(open_directory(parent)?)?;
+        let fd = Arc::new(open_directory(mount_point)?);
+        Ok(Some(Self { parent: (stat::device(&st), st.stx_ino), name: Name::new(name.as_bytes())?, fd }))
+    }
+}
+
+impl Tree {
+    pub(crate) fn open(
+        source: &Path,
+        mount_point: Option<&Path>,
+        block_devices_as_files: bool,
+    ) -> Result<Arc<Self>> {
+        let fd = Arc::new(open_directory(source)?);
+        let st = stat::of_fd(&fd)?;
+        let nodes = Nodes::new();
+        let root = nodes.intern(Identity::of(&st, true), || Place::Pinned(fd));
+        let covered = mount_point.map(Covered::open).transpose()?.flatten();
+        let root_dev = stat::device(&st);
+        Ok(Arc::new(Self {
+            nodes,
+            root,
+            root_dev,
+            covered,
+            classes: FsClasses::default(),
+            block_devices_as_files,
+            rename_gate: RwLock::new(()),
+        }))
+    }
+
+    pub(crate) fn root(&self) -> Arc<Node> {
+        self.root.clone()
+    }
+
+    /// The class of the file system that holds `node`.
+    pub(crate) fn class(&self, node: &Arc<Node>) -> Result<FsClass> {
+        self.classes.get(node.identity().dev, || self.descriptor(node))
+    }
+
+    /// The node that `name` leads to.
+    pub(crate) fn lookup(&self, parent: &Arc<Node>, name: &Name) -> Result<Entry<Node>> {
+        let dir = self.descriptor(parent)?;
+        if let Some(fd) = self.covered_by_the_mount(parent, &dir, name)? {
+            let st = stat::of_fd(&fd)?;
+            let node =
+                self.nodes.intern(self.identity(&st, || Ok(fd.clone()))?, || Place::Pinned(fd.clone()));
+            return Ok(Entry { attr: self.attr(&st), node });
+        }
+        let st = stat::of_name(dir.as_fd(), name.as_c_str())?;
+        self.entry(parent, name, &dir, &st)
+    }
+
+    /// The entry for `st`, found under `name` in `parent`.
+    pub(crate) fn entry(
+        &self,
+        parent: &Arc<Node>,
+        name: &Name,
+        dir: &OwnedFd,
+        st: &Statx,
+    ) -> Result<Entry<Node>> {
+        let identity = self.identity(st, || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty()))?;
+        let node = self.nodes.intern(identity, || Place::At(parent.clone(), name.clone()));
+        self.settle(&node, parent, name);
+        Ok(Entry { attr: self.attr(st), node })
+    }
+
+    /// The node that `name` leads to, if it is one that lives; nothing is created.
+    pub(crate) fn known(&self, dir: &OwnedFd, name: &Name) -> Option<(Arc<Node>, Statx)> {
+        let st = stat::of_name(dir.as_fd(), name.as_c_str()).ok()?;
+        let open = || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty());
+        let identity = self.identity(&st, open).ok()?;
+        Some((self.nodes.find(&identity)?, st))
+    }
+
+    fn covered_by_the_mount(
+        &self,
+        parent: &Node,
+        dir: &OwnedFd,
+        name: &Name,
+    ) -> Result<Option<Arc<OwnedFd>>> {
+        let Some(covered) = self.covered.as_ref().filter(|covered| covered.name == *name) else {
+            return Ok(None);
+        };
+        if parent.identity().dev != covered.parent.0 {
+            return Ok(None);
+        }
+        let st = stat::of_fd(dir)?;
+        Ok(((stat::device(&st), st.stx_ino) == covered.parent).then(|| covered.fd.clone()))
+    }
+
+    fn identity<F: AsFd>(&self, st: &Statx, open: impl FnOnce() -> Result<F>) -> Result<Identity> {
+        let class = self.classes.get(stat::device(st), open)?;
+        Ok(Identity::of(st, class != FsClass::Overlay))
+    }
+
+    /// Whether `st`, read from where `node` should be, is that node's.
+    pub(crate) fn is(&self, node: &Arc<Node>, st: &Statx) -> bool {
+        let birth_counts = self.class_known(node) != Some(FsClass::Overlay);
+        Identity::of(st, birth_counts) == *node.identity()
+    }
+
+    /// Whether birth times tell the files of the file system of `node` apart.
+    pub(crate) fn birth_counts(&self, node: &Arc<Node>) -> Result<bool> {
+        Ok(self.class(node)? != FsClass::Overlay)
+    }
+
+    fn class_known(&self, node: &Node) -> Option<FsClass> {
+        self.classes.get(node.identity().dev, || Err::<OwnedFd, Error>(Errno::ESTALE.into())).ok()
+    }
+
+    /// Remembers that `node` was found under `name` in `parent`.
+    pub(crate) fn settle(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name) {
+        if Arc::ptr_eq(node, &self.root) || node.is_at(parent, name) {
+            return;
+        }
+        if node.identity().kind() == FileKind::Directory && self.is_ancestor(node, parent) {
+            // The source was rearranged underneath: by what is remembered the directory would contain itself.
+            node.set_place(Place::Lost);
+            return;
+        }
+        node.set_place(Place::At(parent.clone(), name.clone()));
+    }
+
+    fn is_ancestor(&self, node: &Arc<Node>, of: &Arc<Node>) -> bool {
+        let mut current = of.clone();
+        for _ in 0..DEEPEST {
+            if Arc::ptr_eq(&current, node) {
+                return true;
+            }
+            match current.place() {
+                Place::At(parent, _) => current = parent,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// The directory that holds `node`.
+    pub(crate) fn parent(&self, node: &Arc<Node>) -> Result<Arc<Node>> {
+        match node.place() {
+            Place::At(parent, _) => Ok(parent),
+            _ if Arc::ptr_eq(node, &self.root) => Ok(self.root()),
+            _ => Err(Errno::ESTALE.into()),
+        }
+    }
+
+    /// A descriptor of `node`, often `O_PATH`. Directories on the way to it are opened as far as needed.
+    ///
+    /// # Errors
+    /// `ESTALE` where the source no longer has the node's file under the name it was found by.
+    pub(crate) fn descriptor(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
+        if let Some(fd) = node.descriptor_at_hand() {
+            return Ok(fd);
+        }
+        let _gate = self.rename_gate.read();
+        let mut way = Vec::new();
+        let mut next = node.clone();
+        let mut fd = loop {
+            if let Some(fd) = next.descriptor_at_hand() {
+                break fd;
+            }
+            if way.len() > DEEPEST {
+                return Err(Error::fault(Errno::ELOOP, "a directory is remembered inside itself"));
+            }
+            let Place::At(parent, name) = next.place() else { return Err(Errno::ESTALE.into()) };
+            way.push((next, name));
+            next = parent;
+        };
+        for (node, name) in way.into_iter().rev() {
+            fd = self.open_known(&node, &fd, &name)?;
+            self.nodes.descriptors.put(node.id(), fd.clone());
+        }
+        Ok(fd)
+    }
+
+    fn open_known(&self, node: &Arc<Node>, dir: &OwnedFd, name: &Name) -> Result<Arc<OwnedFd>> {
+        let open = || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty());
+        let fd = self.nodes.descriptors.with_room(open).map_err(stale_if_gone)?;
+        if !self.is(node, &stat::of_fd(&fd)?) {
+            return Err(Errno::ESTALE.into());
+        }
+        Ok(Arc::new(fd))
+    }
+
+    /// What statx(2) tells of `node` now, without opening anything where that can be helped.
+    pub(crate) fn statx(&self, node: &Arc<Node>) -> Result<Statx> {
+        if let Some(fd) = node.descriptor_at_hand() {
+            return stat::of_fd(&fd);
+        }
+        if let Place::At(parent, name) = node.place()
+            && let Ok(st) = stat::of_name(self.descriptor(&parent)?.as_fd(), name.as_c_str())
+            && self.is(node, &st)
+        {
+            return Ok(st);
+        }
+        stat::of_fd(&self.descriptor(node)?)
+    }
+
+    /// The attributes callers see.
+    pub(crate) fn attr(&self, st: &Statx) -> Attr {
+        let mut attr = stat::attr(st, self.root_dev);
+        if self.block_devices_as_files && attr.kind() == FileKind::BlockDevice {
+            let size = block_device_size(st);
+            attr.mode = libc::S_IFREG | (attr.mode & 0o444);
+            attr.size = size;
+            attr.blocks = size / 512;
+            attr.rdev = 0;
+        }
+        attr
+    }
+
+    /// The inode number callers see for `ino` in a directory of the file system `dev`.
+    pub(crate) fn shown_ino(&self, ino: u64, dev: u64) -> u64 {
+        stat::ino(ino, dev, self.root_dev)
+    }
+}
+
+/// What is no longer there under its name makes the kernel look again, not report a missing file it can still see.
+pub(crate) fn stale_if_gone(e: Error) -> Error {
+    match e.errno() {
+        Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP => Errno::ESTALE.into(),
+        _ => e,
+    }
+}
+
+/// The size of a block device in bytes, from sysfs, which needs no permission to open the device; 0 where it is gone.
+fn block_device_size(st: &Statx) -> u64 {
+    const SECTOR: u64 = 512;
+    let path = format!("/sys/dev/block/{}:{}/size", st.stx_rdev_major, st.stx_rdev_minor);
+    match std::fs::read_to_string(&path).map(|sectors| sectors.trim().parse::<u64>()) {
+        Ok(Ok(sectors)) => sectors * SECTOR,
+        other => {
+            log::debug!("no size of a block device in {path}: {other:?}");
+            0
+        }
+    }
+}
+
+/// A path to what `fd` has open, for the system calls that take no `O_PATH` descriptor.
+pub(crate) fn path_of(fd: &OwnedFd) -> String {
+    sys::fd_path(fd.as_fd())
+}

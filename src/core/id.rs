@@ -1,0 +1,36 @@
+//! Identifiers that travel to the kernel. None of them is an inode number, a descriptor or an address.
+
+use std::fmt;
+
+/// A node of the mounted file system, as the kernel names it in requests.
+///
+/// Ids are handed out in ascending order and never used twice in the life of a mount, so a late request for a
+/// forgotten node can never reach another one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct NodeId(pub u64);
+
+impl NodeId {
+    /// The root of the mount (`FUSE_ROOT_ID` in include/uapi/linux/fuse.h).
+    pub const ROOT: Self = Self(1);
+}
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.0)
+    }
+}
+
+/// An open file or directory stream, as the kernel names it in requests. Never used twice in the life of a mount.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct HandleId(pub u64);
+
+/// A position in a directory stream: where the entry after this one is found (`d_off` of getdents64(2)).
+///
+/// Opaque to everyone but the backend that made it. `Cookie::START` is the beginning of every directory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Cookie(pub u64);
+
+impl Cookie {
+    /// The beginning of a directory stream, what rewinddir(3) goes back to.
+    pub const START: Self = Self(0);
+}

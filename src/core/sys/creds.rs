@@ -1,0 +1,264 @@
+//! Acting for a caller: per-thread credentials, umask and capabilities.
+//!
+//! As root, what a caller creates must be the caller's, and the source file system must clear setuid and setgid bits
+//! as it would for the caller. The calling thread takes the caller's file-system identity on (setfsuid(2)) for the
+//! length of a guard. An unprivileged daemon has one identity and keeps it.
+
+use std::cell::Cell;
+use std::io::Read;
+use std::marker::PhantomData;
+use std::sync::OnceLock;
+
+use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
+use rustix::process::umask;
+use rustix::thread::{CapabilitySet, CapabilitySets, UnshareFlags};
+
+use crate::error::{Errno, Error, Result};
+use crate::sys::proc::open_proc;
+
+/// Who asks, as the request says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caller {
+    /// File-system user id.
+    pub uid: u32,
+    /// File-system group id.
+    pub gid: u32,
+    /// Thread id in the daemon's pid namespace; 0 where it cannot be told.
+    pub pid: u32,
+    /// Permission bits that what is created must not have, until a default ACL says otherwise (umask(2)).
+    pub umask: u32,
+}
+
+/// How much of the caller a thread becomes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum As {
+    /// Creates as the caller: ownership, umask, setgid rules. The kernel has checked the permission to create, so the
+    /// daemon's right to pass directories stays.
+    Creator,
+    /// Is the caller in every way the file system asks about, permission to open included.
+    Caller,
+}
+
+/// What the daemon is by itself.
+struct Own {
+    /// Whether other identities can be taken on.
+    switches: bool,
+    caps: CapabilitySets,
+    uid: Uid,
+    gid: Gid,
+    groups: Vec<rustix::process::Gid>,
+}
+
+fn own() -> Result<&'static Own> {
+    static OWN: OnceLock<Own> = OnceLock::new();
+    if let Some(own) = OWN.get() {
+        return Ok(own);
+    }
+    let caps = rustix::thread::capabilities(None)?;
+    let needed = CapabilitySet::SETUID | CapabilitySet::SETGID;
+    let uid = Uid::effective();
+    let own = Own {
+        switches: uid.is_root() && caps.effective.contains(needed),
+        caps,
+        uid,
+        gid: Gid::effective(),
+        groups: rustix::process::getgroups()?,
+    };
+    Ok(OWN.get_or_init(|| own))
+}
+
+thread_local! {
+    /// Whether the thread has a umask of its own.
+    static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Gives the thread a umask of its own (unshare(2), CLONE_FS) and clears it.
+fn separate_umask() -> Result<()> {
+    if !OWN_UMASK.get() {
+        #[allow(
+            deprecated,
+            reason = "CLONE_FS shares nothing whose separation is unsafe, unlike CLONE_FILES"
+        )]
+        rustix::thread::unshare(UnshareFlags::FS)?;
+        umask(rustix::fs::Mode::empty());
+        OWN_UMASK.set(true);
+    }
+    Ok(())
+}
+
+/// The thread acts for a caller until this is dropped.
+#[derive(Debug)]
+pub struct Guard {
+    switched: bool,
+    groups: bool,
+    lowered: bool,
+    masked: bool,
+    /// A guard belongs to its thread.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Guard {
+    const fn none() -> Self {
+        Self { switched: false, groups: false, lowered: false, masked: false, _thread: PhantomData }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if self.masked {
+            umask(rustix::fs::Mode::empty());
+        }
+        let Ok(own) = own() else { return };
+        let mut restored = true;
+        if self.switched {
+            // Going back to uid 0 restores the file-system capabilities too (capabilities(7)).
+            setfsuid(own.uid);
+            setfsgid(own.gid);
+            restored = fs_ids() == (own.uid, own.gid);
+        }
+        if self.groups {
+            restored &= rustix::thread::set_thread_groups(&own.groups).is_ok();
+        }
+        if self.switched || self.lowered {
+            restored &= rustix::thread::set_capabilities(None, own.caps).is_ok();
+        }
+        if !restored {
+            log::error!("a worker could not take its own credentials back; it goes on with a caller's");
+        }
+    }
+}
+
+/// The thread's file-system ids: setfsuid(2) with an id that cannot be answers what they are.
+fn fs_ids() -> (Uid, Gid) {
+    (setfsuid(Uid::from_raw(u32::MAX)), setfsgid(Gid::from_raw(u32::MAX)))
+}
+
+impl Caller {
+    /// The daemon itself, with no umask.
+    pub const DAEMON: Self = Self { uid: 0, gid: 0, pid: 0, umask: 0 };
+
+    /// Acts for the caller until the guard is dropped. `needs_groups` says that it matters whether a group is among
+    /// the caller's supplementary groups, which costs reading them from procfs.
+    ///
+    /// # Errors
+    /// `EPERM` where the identity cannot be taken on; nothing has changed then.
+    pub fn act(&self, how: As, needs_groups: bool) -> Result<Guard> {
+        let own = own()?;
+        separate_umask()?;
+        let mut guard = Guard::none();
+        umask(rustix::fs::Mode::from_bits_truncate(self.umask));
+        guard.masked = true;
+        if !own.switches || (self.uid == own.uid.as_raw() && self.gid == own.gid.as_raw()) {
+            return Ok(guard);
+        }
+        if self.uid != own.uid.as_raw() && (needs_groups || how == As::Caller) {
+            rustix::thread::set_thread_groups(&self.groups()?)?;
+            guard.groups = true;
+        }
+        guard.switched = true;
+        setfsgid(Gid::from_raw(self.gid));
+        setfsuid(Uid::from_raw(self.uid));
+        if fs_ids() != (Uid::from_raw(self.uid), Gid::from_raw(self.gid)) {
+            return Err(Errno::EPERM.into());
+        }
+        if how == As::Creator && self.uid != own.uid.as_raw() {
+            set_effective(own, own.caps.effective - CapabilitySet::FSETID)?;
+        }
+        Ok(guard)
+    }
+
+    /// Gives up the right to keep setuid and setgid bits (CAP_FSETID) until the guard is dropped, unless the caller
+    /// is root.
+    ///
+    /// # Errors
+    /// Those of capset(2).
+    pub fn without_fsetid(&self) -> Result<Guard> {
+        if self.uid == 0 { Ok(Guard::none()) } else { without_fsetid() }
+    }
+
+    /// The caller's supplementary groups, from procfs.
+    fn groups(&self) -> Result<Vec<rustix::process::Gid>> {
+        let mut status = String::new();
+        let path = format!("{}/status", self.pid);
+        open_proc(&path).and_then(|fd| Ok(std::fs::File::from(fd).read_to_string(&mut status)?)).map_err(
+            |e| Error::fault(Errno::EPERM, format!("reading the groups of process {}: {e}", self.pid)),
+        )?;
+        let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap_or("");
+        Ok(line
+            .split_whitespace()
+            .filter_map(|id| id.parse().ok())
+            .map(rustix::process::Gid::from_raw)
+            .collect())
+    }
+}
+
+/// As [`Caller::without_fsetid`], for whoever asks: the kernel has said that the bits must go.
+///
+/// # Errors
+/// Those of capset(2).
+pub fn without_fsetid() -> Result<Guard> {
+    let own = own()?;
+    let mut guard = Guard::none();
+    if own.caps.effective.contains(CapabilitySet::FSETID) {
+        set_effective(own, own.caps.effective - CapabilitySet::FSETID)?;
+        guard.lowered = true;
+    }
+    Ok(guard)
+}
+
+fn set_effective(own: &Own, effective: CapabilitySet) -> Result<()> {
+    Ok(rustix::thread::set_capabilities(None, CapabilitySets { effective, ..own.caps })?)
+}
+
+/// Whether the daemon can take other identities on: it is root with CAP_SETUID and CAP_SETGID.
+pub fn can_switch() -> bool {
+    own().is_ok_and(|own| own.switches)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    #[test]
+    fn a_guard_masks_and_its_drop_gives_everything_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let caller =
+            Caller { uid: Uid::effective().as_raw(), gid: Gid::effective().as_raw(), pid: 0, umask: 0o027 };
+        let before = fs_ids();
+        {
+            let _guard = caller.act(As::Creator, false).unwrap();
+            std::fs::File::create(dir.path().join("masked")).unwrap();
+        }
+        std::fs::File::create(dir.path().join("plain")).unwrap();
+        assert_eq!(std::fs::metadata(dir.path().join("masked")).unwrap().mode() & 0o777, 0o640);
+        assert_eq!(std::fs::metadata(dir.path().join("plain")).unwrap().mode() & 0o777, 0o666);
+        assert_eq!(fs_ids(), before);
+    }
+
+    #[test]
+    fn root_creates_as_the_caller_and_becomes_root_again() {
+        if !can_switch() {
+            eprintln!("not run: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let caller = Caller { uid: 1234, gid: 2345, pid: std::process::id(), umask: 0 };
+        {
+            let _guard = caller.act(As::Creator, true).unwrap();
+            std::fs::File::create(dir.path().join("theirs")).unwrap();
+        }
+        {
+            let _guard = caller.act(As::Caller, false).unwrap();
+            let refused = std::fs::File::create(dir.path().join("refused")).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+        }
+        std::fs::File::create(dir.path().join("ours")).unwrap();
+        let theirs = std::fs::metadata(dir.path().join("theirs")).unwrap();
+        assert_eq!((theirs.uid(), theirs.gid()), (1234, 2345));
+        let ours = std::fs::metadata(dir.path().join("ours")).unwrap();
+        assert_eq!((ours.uid(), ours.gid()), (0, 0));
+        assert_eq!(rustix::thread::capabilities(None).unwrap(), own().unwrap().caps);
+    }
+}

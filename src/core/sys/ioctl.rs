@@ -1,0 +1,73 @@
+//! The ioctl(2) requests that files of a local file system answer.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use crate::error::{Errno, Result};
+
+/// Requests that are passed on: each takes one flat structure of at most [`LARGEST`] bytes and no pointers in it
+/// (include/uapi/linux/fs.h). Everything else is refused, since a pointer of the caller's means nothing here.
+const PASSED_ON: [u32; 7] = [
+    0x8008_6601, // FS_IOC_GETFLAGS
+    0x4008_6602, // FS_IOC_SETFLAGS
+    0x8008_7601, // FS_IOC_GETVERSION
+    0x801c_581f, // FS_IOC_FSGETXATTR
+    0x401c_5820, // FS_IOC_FSSETXATTR
+    0x8004_6601, // FS_IOC32_GETFLAGS
+    0x4004_6602, // FS_IOC32_SETFLAGS
+];
+
+/// The largest structure among them, in bytes (`struct fsxattr` is 28), with room to spare.
+const LARGEST: usize = 64;
+
+/// Whether `command` is one that a file system answers without following pointers.
+pub fn is_passed_on(command: u32) -> bool {
+    PASSED_ON.contains(&command)
+}
+
+/// The 32-bit forms differ in the size they claim only.
+fn native(command: u32) -> u32 {
+    match command {
+        0x8004_6601 => 0x8008_6601,
+        0x4004_6602 => 0x4008_6602,
+        other => other,
+    }
+}
+
+/// Passes `command` with `input` on to what `fd` has open, and returns the result and up to `output_len` bytes.
+///
+/// # Errors
+/// `ENOTTY` for a request that is not passed on; else those of the file system.
+pub fn pass_on(fd: BorrowedFd<'_>, command: u32, input: &[u8], output_len: usize) -> Result<(i32, Vec<u8>)> {
+    if !is_passed_on(command) || input.len() > LARGEST || output_len > LARGEST {
+        return Err(Errno::ENOTTY.into());
+    }
+    let mut buffer = [0u64; LARGEST / 8];
+    for (word, chunk) in buffer.iter_mut().zip(input.chunks(8)) {
+        let mut bytes = [0u8; 8];
+        bytes[..chunk.len()].copy_from_slice(chunk);
+        *word = u64::from_ne_bytes(bytes);
+    }
+    // SAFETY: `buffer` outlives the call, is aligned for every structure of PASSED_ON, and at LARGEST bytes is longer
+    // than any of them; none of them holds a pointer, so the kernel touches nothing but the buffer.
+    #[allow(unsafe_code)]
+    let result =
+        unsafe { libc::ioctl(fd.as_raw_fd(), libc::c_ulong::from(native(command)), buffer.as_mut_ptr()) };
+    if result < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    let bytes = buffer.iter().flat_map(|word| word.to_ne_bytes()).take(output_len).collect();
+    Ok((result, bytes))
+}
+
+/// The size of a block device in bytes (`BLKGETSIZE64`, include/uapi/linux/fs.h).
+///
+/// # Errors
+/// `ENOTTY` where `fd` is no block device.
+pub fn block_device_size(fd: impl AsFd) -> Result<u64> {
+    const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
+    let mut size = 0u64;
+    // SAFETY: BLKGETSIZE64 writes one u64, to a variable that outlives the call.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), BLKGETSIZE64, &raw mut size) };
+    if result < 0 { Err(std::io::Error::last_os_error().into()) } else { Ok(size) }
+}

@@ -1,0 +1,2 @@
+//! splicefs
+fn main() {}

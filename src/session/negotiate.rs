@@ -1,0 +1,86 @@
+//! The INIT handshake, by fuser: what this kernel can do, and what of that we use.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use fuser::{Config, Filesystem, InitFlags, KernelConfig, Request, Session, SessionACL};
+
+/// The most bytes of data in a WRITE.
+pub(super) const MAX_WRITE: usize = 1 << 20;
+/// Requests the kernel may queue on its own account (read-ahead, write-back).
+const MAX_BACKGROUND: u16 = 64;
+
+/// Every capability we can make use of, each with code behind it.
+const WANTED: &[InitFlags] = &[
+    // READ requests are answered in any order.
+    InitFlags::FUSE_ASYNC_READ,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_BIG_WRITES,
+    InitFlags::FUSE_MAX_PAGES,
+    // OPEN truncates (vfs::files).
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    // `.` and `..` are looked up for file handles (vfs::names).
+    InitFlags::FUSE_EXPORT_SUPPORT,
+    // The umask comes with the request, and a default ACL overrides it (core::sys::creds).
+    InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_SETXATTR_EXT,
+    // Setuid, setgid and capabilities are cleared by the source, for the caller (core::sys::creds).
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    // A source changed underneath is noticed by its times and size.
+    InitFlags::FUSE_AUTO_INVAL_DATA,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_HAS_IOCTL_DIR,
+];
+/// Without these we would misread requests or misjudge permissions: Linux 5.14 and later has them all.
+const NEEDED: &[InitFlags] = &[
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_SETXATTR_EXT,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+];
+
+/// Answers INIT and nothing else: requests after it are read by our own transport.
+struct Negotiator;
+
+impl Filesystem for Negotiator {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for flag in WANTED {
+            if config.add_capabilities(*flag).is_err() {
+                if NEEDED.contains(flag) {
+                    return Err(io::Error::new(
+                        io::ErrorKind::Unsupported,
+                        format!("this kernel lacks {flag:?}; Linux 5.14 or later is needed"),
+                    ));
+                }
+                log::info!("this kernel lacks {flag:?}");
+            }
+        }
+        let max_write = u32::try_from(MAX_WRITE).unwrap_or(u32::MAX);
+        let refused = |what: &str| io::Error::other(format!("the kernel's limits leave no room for {what}"));
+        config.set_max_write(max_write).map_err(|_| refused("writes of 1 MiB"))?;
+        config.set_max_background(MAX_BACKGROUND).map_err(|_| refused("background requests"))?;
+        Ok(())
+    }
+}
+
+/// A connection after INIT. fuser's own session loop is never run: it knows neither node ids apart from inode numbers,
+/// nor the size a READDIR asks for, nor the flags by which setuid bits are to be cleared.
+pub(super) struct Handshake(
+    #[allow(dead_code, reason = "dropping it closes the connection")] Session<Negotiator>,
+);
+
+impl std::fmt::Debug for Handshake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Handshake")
+    }
+}
+
+impl Handshake {
+    /// Reads INIT from `device` and answers it.
+    pub(super) fn new(device: OwnedFd) -> io::Result<Self> {
+        Ok(Self(Session::from_fd(Negotiator, device, SessionACL::All, Config::default())?))
+    }
+}

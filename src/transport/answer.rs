@@ -1,0 +1,107 @@
+//! From the project's types to the protocol's.
+
+use std::time::Duration;
+
+use splicefs_core::{Attr, HandleId, NodeId, StatFs};
+use zerocopy::IntoBytes;
+
+use super::wire::{AttrOut, AttrOutBody, EntryOut, OpenOut, StatfsOut, flag};
+use crate::vfs::{Found, Handle, Lifetimes};
+
+/// What a reply hands to the kernel, and what must be taken back when the kernel no longer wants it.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(crate) struct Given {
+    /// A reference to a node.
+    pub(crate) node: Option<NodeId>,
+    /// An open file.
+    pub(crate) file: Option<HandleId>,
+    /// An open directory.
+    pub(crate) dir: Option<HandleId>,
+}
+
+impl Given {
+    /// Nothing to take back.
+    pub(crate) const NOTHING: Self = Self { node: None, file: None, dir: None };
+}
+
+fn split(lifetime: Duration) -> (u64, u32) {
+    (lifetime.as_secs(), lifetime.subsec_nanos())
+}
+
+pub(crate) fn attr_body(attr: &Attr) -> AttrOutBody {
+    AttrOutBody {
+        ino: attr.ino,
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: attr.atime.sec,
+        mtime: attr.mtime.sec,
+        ctime: attr.ctime.sec,
+        atimensec: attr.atime.nsec,
+        mtimensec: attr.mtime.nsec,
+        ctimensec: attr.ctime.nsec,
+        mode: attr.mode,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        blksize: attr.blksize,
+        flags: 0,
+    }
+}
+
+/// An entry: the node, its attributes, and how long both may be trusted. The generation is always 0, since ids are
+/// never used twice.
+pub(crate) fn entry(found: &Found, lifetimes: Lifetimes) -> EntryOut {
+    let (entry_valid, entry_valid_nsec) = split(lifetimes.entry);
+    let (attr_valid, attr_valid_nsec) = split(lifetimes.attr);
+    EntryOut {
+        nodeid: found.id.0,
+        generation: 0,
+        entry_valid,
+        attr_valid,
+        entry_valid_nsec,
+        attr_valid_nsec,
+        attr: attr_body(&found.attr),
+    }
+}
+
+pub(crate) fn attr(attr: &Attr, lifetimes: Lifetimes) -> AttrOut {
+    let (attr_valid, attr_valid_nsec) = split(lifetimes.attr);
+    AttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr: attr_body(attr) }
+}
+
+/// An open file. One that is only read has nothing to tell when it is closed, and no FLUSH is sent for it.
+pub(crate) fn open(handle: &Handle) -> OpenOut {
+    let mut open_flags = 0;
+    if handle.direct_io {
+        open_flags |= flag::FOPEN_DIRECT_IO;
+    }
+    if handle.stream {
+        open_flags |= flag::FOPEN_STREAM | flag::FOPEN_NONSEEKABLE;
+    }
+    if handle.read_only {
+        open_flags |= flag::FOPEN_NOFLUSH;
+    }
+    OpenOut { fh: handle.id.0, open_flags, backing_id: 0 }
+}
+
+pub(crate) fn statfs(st: &StatFs) -> StatfsOut {
+    StatfsOut {
+        blocks: st.blocks,
+        bfree: st.bfree,
+        bavail: st.bavail,
+        files: st.files,
+        ffree: st.ffree,
+        bsize: st.bsize,
+        namelen: st.namelen,
+        frsize: st.frsize,
+        padding: 0,
+        spare: [0; 6],
+    }
+}
+
+/// Replaces what `out` holds by `body`.
+pub(crate) fn put<T: IntoBytes + zerocopy::Immutable>(out: &mut Vec<u8>, body: &T) {
+    out.clear();
+    out.extend_from_slice(body.as_bytes());
+}

@@ -1,0 +1,392 @@
+//! From a decoded request to the vfs, and from its answer to a payload.
+
+use splicefs_core::{
+    Backend, Caller, Cookie, CreateFlags, Errno, HandleId, Ioctl, Make, NodeId, OpenFlags, RenameFlags,
+    Result, SeekTo, SetAttr, SetTime, Span, Timestamp, WriteMode, XattrFlags,
+};
+
+use super::answer::{self, Given, put};
+use super::readdir::Entries;
+use super::request::{Opcode, Request};
+use super::wire::{
+    BatchForgetIn, CopyFileRangeIn, CopyOut, CreateIn, FallocateIn, FlushIn, ForgetIn, ForgetOne, FsyncIn,
+    GetattrIn, GetxattrIn, GetxattrOut, InHeader, IoctlIn, IoctlOut, LinkIn, LseekIn, LseekOut, MkdirIn,
+    MknodIn, OpenIn, PollIn, PollOut, ReadIn, ReleaseIn, Rename2In, RenameIn, SetattrIn, SetxattrIn, WriteIn,
+    WriteOut, flag,
+};
+use super::worker::Worker;
+use zerocopy::IntoBytes;
+
+/// The largest value of an attribute (`XATTR_SIZE_MAX`), and of a list of names, in bytes.
+const XATTR_MAX: u32 = 64 * 1024;
+
+/// How a request is answered.
+pub(crate) enum Reply {
+    /// Not at all: the protocol has no reply for it.
+    None,
+    /// It has been.
+    Sent,
+    /// With no payload.
+    Empty,
+    /// With the payload that has been put together, which hands these over.
+    Body(Given),
+}
+
+/// A payload that hands nothing over.
+const BODY: Reply = Reply::Body(Given::NOTHING);
+
+fn caller(header: &InHeader, umask: u32) -> Caller {
+    Caller { uid: header.uid, gid: header.gid, pid: header.pid, umask }
+}
+
+fn flags(raw: u32) -> OpenFlags {
+    OpenFlags(raw.cast_signed())
+}
+
+fn create_flags(raw: u32) -> CreateFlags {
+    let open = flags(raw);
+    CreateFlags { open, exclusive: open.has(libc::O_EXCL) }
+}
+
+fn length(len: u64) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
+}
+
+impl<B: Backend> Worker<B> {
+    /// Does what the request asks for.
+    pub(super) fn dispatch(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
+        use Opcode as O;
+        match opcode {
+            O::Forget | O::BatchForget | O::Interrupt | O::Destroy => self.unanswered(opcode, request),
+            O::Lookup | O::Readlink | O::Symlink | O::Mknod | O::Mkdir | O::Link => {
+                self.entries(opcode, request)
+            }
+            O::Unlink | O::Rmdir | O::Rename | O::Rename2 => self.removals(opcode, request),
+            O::Getattr | O::Setattr | O::Statfs => self.attributes(opcode, request),
+            O::Open | O::Create | O::Tmpfile | O::Flush | O::Release | O::Fsync => {
+                self.handles(opcode, request)
+            }
+            O::Read | O::Write => self.data(opcode, request),
+            O::Fallocate | O::Lseek | O::CopyFileRange | O::CopyFileRange64 => self.ranges(opcode, request),
+            O::Ioctl | O::Poll => self.control(opcode, request),
+            O::Opendir | O::Readdir | O::Readdirplus | O::Releasedir | O::Fsyncdir => {
+                self.directories(opcode, request)
+            }
+            O::Setxattr | O::Getxattr | O::Listxattr | O::Removexattr => self.xattrs(opcode, request),
+        }
+    }
+
+    fn unanswered(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
+        match opcode {
+            Opcode::Forget => {
+                let forget: ForgetIn = request.take()?;
+                self.vfs.forget(NodeId(request.header.nodeid), forget.nlookup);
+            }
+            Opcode::BatchForget => {
+                let batch: BatchForgetIn = request.take()?;
+                for _ in 0..batch.count {
+                    let one: ForgetOne = request.take()?;
+                    self.vfs.forget(NodeId(one.nodeid), one.nlookup);
+                }
+            }
+            Opcode::Destroy => return Ok(Reply::Empty),
+            // No operation waits for long: files that could make one wait are opened with O_NONBLOCK.
+            _ => {}
+        }
+        Ok(Reply::None)
+    }
+
+    fn entries(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
+        let id = NodeId(request.header.nodeid);
+        let plain = caller(&request.header, 0);
+        let found = match opcode {
+            Opcode::Readlink => {
+                let target = self.vfs.readlink(&plain, id)?;
+                self.out.clear();
+                self.out.extend_from_slice(&target);
+                return Ok(BODY);
+            }
+            Opcode::Lookup => match request.text()?.to_bytes() {
+                b"." => self.vfs.lookup_relative(id, false)?,
+                b".." => self.vfs.lookup_relative(id, true)?,
+                name => self.vfs.lookup(id, &splicefs_core::Name::new(name)?)?,
+            },
+            Opcode::Mknod => {
+                let MknodIn { mode, rdev, umask, .. } = request.take()?;
+                let name = request.name()?;
+                self.vfs.make(&caller(&request.header, umask), id, &name, Make::Node(mode, rdev))?
+            }
+            Opcode::Mkdir => {
+                let MkdirIn { mode, umask } = request.take()?;
+                let name = request.name()?;
+                self.vfs.make(&caller(&request.header, umask), id, &name, Make::Directory(mode))?
+            }
+            Opcode::Symlink => {
+                let (name, target) = (request.name()?, request.text()?);
+                self.vfs.make(&plain, id, &name, Make::Symlink(target.to_bytes()))?
+            }
+            _ => {
+                let LinkIn { oldnodeid } = request.take()?;
+                self.vfs.link(NodeId(oldnodeid), id, &request.name()?)?
+            }
+        };
+        put(&mut self.out, &answer::entry(&found, self.vfs.lifetimes()));
+        Ok(Reply::Body(Given { node: Some(found.id), ..Given::NOTHING }))
+    }
+
+    fn removals(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
+        let parent = NodeId(request.header.nodeid);
+        match opcode {
+            Opcode::Unlink => self.vfs.unlink(parent, &request.name()?)?,
+            Opcode::Rmdir => self.vfs.rmdir(parent, &request.name()?)?,
+            _ => {
+                let Rename2In { newdir, flags, .. } = if opcode == Opcode::Rename2 {
+                    request.take()?
+                } else {
+                    let RenameIn { newdir } = request.take()?;
+                    Rename2In { newdir, ..Rename2In::default() }
+                };
+                let (from, to) = (request.name()?, request.name()?);
+                self.vfs.rename((parent, &from), (NodeId(newdir), &to), RenameFlags(flags))?;
+            }
+        }
+        Ok(Reply::Empty)
+    }
+
+    fn attributes(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
+        let id = NodeId(request.header.nodeid);
+        let attr = match opcode {
+            Opcode::Statfs => {
+                put(&mut self.out, &answer::statfs(&self.vfs.statfs(id)?));
+                return Ok(BODY);
+            }
+            Opcode::Getattr => {
+                let get: GetattrIn = request.take()?;
+                self.vfs.getattr(id, (get.flags & flag::GETATTR_FH != 0).then_some(HandleId(get.fh)))?
+            }
+            _ => {
+                let set: SetattrIn = request.take()?;
+                let handle = (set.valid & flag::FATTR_FH != 0).then_some(HandleId(set.fh));
+                self.vfs.setattr(&caller(&request.header, 0), id, handle, &changes(&set))?
+            }
+        };
+        put(&mut self.out, &answer::attr(&attr, self.vfs.lifetimes()));
+        Ok(BODY)
+    }
+
+    fn handles(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
+        let id = NodeId(request.header.nodeid);
+        match opcode {
+            Opcode::Open => {
+                let open: OpenIn = request.take()?;
+                let handle = self.vfs.open(&caller(&request.header, 0), id, flags(open.flags))?;
+                put(&mut self.out, &answer::open(&handle));
+                Ok(Reply::Body(Given { file: Some(handle.id), ..Given::NOTHING }))
+            }
+            Opcode::Create | Opcode::Tmpfile => {
+                let CreateIn { flags, mode, umask, .. } = request.take()?;
+                let (by, how) = (caller(&request.header, umask), create_flags(flags));
+                let (found, handle) = if opcode == Opcode::Create {
+                    self.vfs.create(&by, id, &request.name()?, mode, how)?
+                } else {
+                    self.vfs.tmpfile(&by, id, mode, how)?
+                };
+                put(&mut self.out, &answer::entry(&found, self.vfs.lifetimes()));
+                self.out.extend_from_slice(answer::open(&handle).as_bytes());
+                Ok(Reply::Body(Given { node: Some(found.id), file: Some(handle.id), dir: None }))
+            }
+            Opcode::Flush => {
+                let FlushIn { fh, .. } = request.take()?;
+                self.vfs.flush(HandleId(fh))?;
+                Ok(Reply::Empty)
+            }
+            Opcode::Release => {
+                let ReleaseIn { fh, .. } = request.take()?;
+                self.vfs.release(HandleId(fh))?;
+                Ok(Reply::Empty)
+            }
+            _ => {
+                let FsyncIn { fh, fsync_flags, .. } = request.take()?;
+                self.vfs.fsync(HandleId(fh), fsync_flags & flag::FSYNC_FDATASYNC != 0)?;
+                Ok(Reply::Empty)
+            }
+        }
+    }
+
+    fn data(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
+        if opcode == Opcode::Read {
+            let read: ReadIn = request.take()?;
+            let len = length(u64::from(read.size)).min(self.max_read);
+            let span = Span { offset: read.offset, len };
+            self.vfs.read(HandleId(read.fh), span, &mut self.engine, &*self.port, request.header.unique)?;
+            return Ok(Reply::Sent);
+        }
+        let write: WriteIn = request.take()?;
+        let data = request.bytes(write.size)?;
+        let from_page_cache = write.write_flags & flag::WRITE_CACHE != 0;
+        let append = flags(write.flags).has(libc::O_APPEND) && !from_page_cache;
+        let kill = write.write_flags & flag::WRITE_KILL_SUIDGID != 0;
+        let mode = WriteMode { append, from_page_cache };
+        let written = self.vfs.write(HandleId(write.fh), write.offset, data, mode, kill)?;
+        put(&mut self.out, &WriteOut { size: u32::try_from(written).unwrap_or(write.size), padding: 0 });
+        Ok(BODY)
+    }
+
+    fn ranges(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
+        let by = caller(&request.header, 0);
+        match opcode {
+            Opcode::Fallocate => {
+                let FallocateIn { fh, offset, length, mode, .. } = request.take()?;
+                self.vfs.fallocate(&by, HandleId(fh), mode, offset, length)?;
+                return Ok(Reply::Empty);
+            }
+            Opcode::Lseek => {
+                let seek: LseekIn = request.take()?;
+                let to = match seek.whence.cast_signed() {
+                    libc::SEEK_DATA => SeekTo::Data,
+                    libc::SEEK_HOLE => SeekTo::Hole,
+                    _ => return Err(Errno::EINVAL.into()),
+                };
+                let offset = self.vfs.seek(HandleId(seek.fh), seek.offset, to)?;
+                put(&mut self.out, &LseekOut { offset });
+            }
+            _ => {
+                let copy: CopyFileRangeIn = request.take()?;
+                let from = (HandleId(copy.fh_in), copy.off_in);
+                let to = (HandleId(copy.fh_out), copy.off_out);
+                let copied = self.vfs.copy_range(&by, from, to, length(copy.len))?;
+                if opcode == Opcode::CopyFileRange64 {
+                    put(&mut self.out, &CopyOut { bytes_copied: copied as u64 });
+                } else {
+                    put(
+                        &mut self.out,
+                        &WriteOut { size: u32::try_from(copied).unwrap_or(u32::MAX), padding: 0 },
+                    );
+                }
+            }
+        }
+        Ok(BODY)
+    }
+
+    fn control(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
+        if opcode == Opcode::Poll {
+            let poll: PollIn = request.take()?;
+            let waiter = (poll.flags & flag::POLL_SCHEDULE_NOTIFY != 0).then_some(poll.kh);
+            let revents = self.vfs.poll(HandleId(poll.fh), poll.events, waiter)?;
+            put(&mut self.out, &PollOut { revents, padding: 0 });
+            return Ok(BODY);
+        }
+        let ioctl: IoctlIn = request.take()?;
+        if ioctl.flags & flag::IOCTL_UNRESTRICTED != 0 {
+            return Err(Errno::ENOTTY.into());
+        }
+        let input = request.bytes(ioctl.in_size)?;
+        let wanted = Ioctl { command: ioctl.cmd, input, output_len: length(u64::from(ioctl.out_size)) };
+        let (result, bytes) = if ioctl.flags & flag::IOCTL_DIR != 0 {
+            self.vfs.ioctl_dir(HandleId(ioctl.fh), wanted)?
+        } else {
+            self.vfs.ioctl_file(HandleId(ioctl.fh), wanted)?
+        };
+        put(&mut self.out, &IoctlOut { result, flags: 0, in_iovs: 1, out_iovs: 1 });
+        self.out.extend_from_slice(&bytes);
+        Ok(BODY)
+    }
+
+    fn directories(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
+        let id = NodeId(request.header.nodeid);
+        match opcode {
+            Opcode::Opendir => {
+                let handle = self.vfs.opendir(id)?;
+                let out = super::wire::OpenOut { fh: handle.0, open_flags: 0, backing_id: 0 };
+                put(&mut self.out, &out);
+                Ok(Reply::Body(Given { dir: Some(handle), ..Given::NOTHING }))
+            }
+            Opcode::Readdir => {
+                let read: ReadIn = request.take()?;
+                let size = length(u64::from(read.size)).min(self.max_reply);
+                let mut entries = Entries::new(&mut self.out, size);
+                let mut add = |entry: splicefs_core::DirEntry<'_>| entries.add(entry);
+                self.vfs.readdir(HandleId(read.fh), Cookie(read.offset), size, &mut add)?;
+                Ok(BODY)
+            }
+            Opcode::Readdirplus => {
+                let read: ReadIn = request.take()?;
+                let size = length(u64::from(read.size)).min(self.max_reply);
+                let lifetimes = self.vfs.lifetimes();
+                let mut entries = Entries::new(&mut self.out, size);
+                let (handle, from) = (HandleId(read.fh), Cookie(read.offset));
+                // An entry with its node takes about five times the room of one without.
+                self.vfs.readdirplus(id, handle, from, size / 5, &mut |entry, found| {
+                    entries.add_plus(entry, found.as_ref(), lifetimes)
+                })?;
+                Ok(BODY)
+            }
+            Opcode::Releasedir => {
+                let ReleaseIn { fh, .. } = request.take()?;
+                self.vfs.releasedir(HandleId(fh))?;
+                Ok(Reply::Empty)
+            }
+            _ => {
+                let FsyncIn { fh, fsync_flags, .. } = request.take()?;
+                self.vfs.fsyncdir(HandleId(fh), fsync_flags & flag::FSYNC_FDATASYNC != 0)?;
+                Ok(Reply::Empty)
+            }
+        }
+    }
+
+    fn xattrs(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
+        let id = NodeId(request.header.nodeid);
+        let by = caller(&request.header, 0);
+        match opcode {
+            Opcode::Setxattr => {
+                let set: SetxattrIn = request.take()?;
+                let name = request.text()?;
+                let value = request.bytes(set.size)?;
+                let kill_sgid = set.setxattr_flags & flag::SETXATTR_ACL_KILL_SGID != 0;
+                let flags = XattrFlags { flags: set.flags.cast_signed(), kill_sgid };
+                self.vfs.setxattr(&by, id, name, value, flags)?;
+                return Ok(Reply::Empty);
+            }
+            Opcode::Removexattr => {
+                self.vfs.removexattr(id, request.text()?)?;
+                return Ok(Reply::Empty);
+            }
+            _ => {}
+        }
+        let GetxattrIn { size, .. } = request.take()?;
+        let limit = length(u64::from(size.min(XATTR_MAX)));
+        if size == 0 {
+            let size = match opcode {
+                Opcode::Getxattr => self.vfs.getxattr_size(&by, id, request.text()?)?,
+                _ => self.vfs.listxattr_size(id)?,
+            };
+            put(&mut self.out, &GetxattrOut { size: u32::try_from(size).unwrap_or(XATTR_MAX), padding: 0 });
+            return Ok(BODY);
+        }
+        let value = match opcode {
+            Opcode::Getxattr => self.vfs.getxattr(&by, id, request.text()?, limit)?,
+            _ => self.vfs.listxattr(id, limit)?,
+        };
+        self.out.clear();
+        self.out.extend_from_slice(&value);
+        Ok(BODY)
+    }
+}
+
+/// What a SETATTR changes.
+fn changes(set: &SetattrIn) -> SetAttr {
+    let given = |bit: u32| set.valid & bit != 0;
+    let time = |bit, now, sec: u64, nsec| {
+        given(bit).then(|| {
+            if given(now) { SetTime::Now } else { SetTime::At(Timestamp { sec: sec.cast_signed(), nsec }) }
+        })
+    };
+    SetAttr {
+        mode: given(flag::FATTR_MODE).then_some(set.mode),
+        uid: given(flag::FATTR_UID).then_some(set.uid),
+        gid: given(flag::FATTR_GID).then_some(set.gid),
+        size: given(flag::FATTR_SIZE).then_some(set.size),
+        atime: time(flag::FATTR_ATIME, flag::FATTR_ATIME_NOW, set.atime, set.atimensec),
+        mtime: time(flag::FATTR_MTIME, flag::FATTR_MTIME_NOW, set.mtime, set.mtimensec),
+    }
+}

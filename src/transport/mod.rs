@@ -1,0 +1,15 @@
+//! The FUSE protocol over a `/dev/fuse` descriptor: reading requests, decoding them, and sending what the vfs answers.
+//!
+//! fuser does the INIT handshake on the same descriptor (see the session); from the first request on it is ours.
+
+mod answer;
+mod dispatch;
+mod port;
+mod readdir;
+mod request;
+mod wire;
+mod worker;
+
+pub use port::Port;
+pub use request::Opcode;
+pub use worker::{Worker, request_buffer_bytes};

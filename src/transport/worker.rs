@@ -1,0 +1,172 @@
+//! A thread that serves requests: one exit for every one of them, panics included.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use rustix::io::{Errno as Os, read};
+use splicefs_core::{Backend, Errno, Error, Result};
+
+use super::answer::Given;
+use super::dispatch::Reply;
+use super::port::{Port, Sent};
+use super::request::{Opcode, Request};
+use crate::aligned::{AlignedBuffer, PAGE};
+use crate::reply::Engine;
+use crate::vfs::Vfs;
+
+/// Length of the headers of a WRITE request, in bytes: read to just before a page boundary, its data lies on one, as
+/// `O_DIRECT` asks for.
+const WRITE_HEADERS: usize = 80;
+
+/// Length of the buffer a request is read into. The kernel asks for room for the headers and the largest write.
+pub fn request_buffer_bytes(max_write: usize) -> usize {
+    WRITE_HEADERS + max_write + PAGE
+}
+
+/// Serves the requests of one thread.
+pub struct Worker<B: Backend> {
+    pub(super) vfs: Arc<Vfs<B>>,
+    pub(super) port: Arc<Port>,
+    pub(super) engine: Engine,
+    /// The payload of the reply that is being put together.
+    pub(super) out: Vec<u8>,
+    /// The most bytes a READ is answered with.
+    pub(super) max_read: usize,
+    /// The most bytes any other reply has.
+    pub(super) max_reply: usize,
+}
+
+impl<B: Backend> Worker<B> {
+    /// A worker that answers on `port`.
+    pub fn new(vfs: Arc<Vfs<B>>, port: Arc<Port>, engine: Engine, max_read: usize) -> Self {
+        Self { vfs, port, engine, out: Vec::new(), max_read, max_reply: max_read }
+    }
+
+    /// Serves until the file system is unmounted. Requests carry at most `max_write` bytes of data.
+    ///
+    /// # Errors
+    /// Those of read(2) on the device that mean it can no longer be served.
+    pub fn serve(&mut self, max_write: usize) -> io::Result<()> {
+        let mut buffer = AlignedBuffer::new(WRITE_HEADERS, max_write + PAGE);
+        loop {
+            let message = match read(&*self.port, &mut *buffer.bytes()) {
+                Ok(len) => &buffer.bytes()[..len],
+                // ENOENT: the request was interrupted before it was read.
+                Err(Os::INTR | Os::AGAIN | Os::NOENT) => continue,
+                Err(Os::NODEV | Os::CONNABORTED) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            };
+            match Request::parse(message) {
+                Ok(request) => self.handle(request),
+                Err(_) => {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a request without a header"));
+                }
+            }
+        }
+    }
+
+    /// Answers one request, whatever becomes of it.
+    fn handle(&mut self, mut request: Request<'_>) {
+        let unique = request.header.unique;
+        let Some(opcode) = request.opcode() else {
+            log::debug!("request {unique}: operation {} is not known", request.header.opcode);
+            self.port.error(unique, Errno::ENOSYS);
+            return;
+        };
+        self.vfs.count(opcode);
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.admit_and_dispatch(opcode, &mut request)));
+        let result = outcome.unwrap_or_else(|panic| Err(Error::fault(Errno::EIO, panic_message(&*panic))));
+        match result {
+            Ok(Reply::None | Reply::Sent) => {}
+            Ok(Reply::Empty) => {
+                self.port.reply(unique, &[]);
+            }
+            Ok(Reply::Body(given)) => {
+                if self.port.reply(unique, &self.out) == Sent::Gone {
+                    self.take_back(given);
+                }
+            }
+            Err(e) => {
+                log_error(opcode, &request, &e);
+                if !opcode.is_unanswered() {
+                    self.port.error(unique, e.errno());
+                }
+            }
+        }
+    }
+
+    fn admit_and_dispatch(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
+        if opcode.is_asked_by_a_user() && !self.vfs.admits(request.header.uid) {
+            return Err(Errno::EACCES.into());
+        }
+        self.dispatch(opcode, request)
+    }
+
+    /// The kernel did not take the reply (its caller was killed): what it handed over is nobody's.
+    fn take_back(&self, given: Given) {
+        if let Some(id) = given.node {
+            self.vfs.forget(id, 1);
+        }
+        let file = given.file.map_or(Ok(()), |id| self.vfs.release(id));
+        let dir = given.dir.map_or(Ok(()), |id| self.vfs.releasedir(id));
+        if let Err(e) = file.and(dir) {
+            log::error!("taking back what a lost reply opened: {e}");
+        }
+    }
+}
+
+impl Opcode {
+    /// Whether the protocol has no reply to it.
+    fn is_unanswered(self) -> bool {
+        matches!(self, Self::Forget | Self::BatchForget | Self::Interrupt)
+    }
+
+    /// Whether it names the user who asks. The others the kernel may send on its own account, or on a handle that a user
+    /// who was let in has opened.
+    fn is_asked_by_a_user(self) -> bool {
+        !self.is_unanswered()
+            && !matches!(
+                self,
+                Self::Read
+                    | Self::Write
+                    | Self::Readdir
+                    | Self::Readdirplus
+                    | Self::Fsync
+                    | Self::Fsyncdir
+                    | Self::Flush
+                    | Self::Release
+                    | Self::Releasedir
+                    | Self::Destroy
+            )
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text =
+        panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("a handler panicked: {}", text.unwrap_or("no message"))
+}
+
+/// The one place where what goes wrong with a request is logged.
+fn log_error(opcode: Opcode, request: &Request<'_>, error: &Error) {
+    let header = &request.header;
+    let level = match error {
+        Error::Fault(_) => log::Level::Error,
+        Error::Errno(errno)
+            if matches!(*errno, Errno::EIO | Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) =>
+        {
+            log::Level::Warn
+        }
+        Error::Errno(_) => log::Level::Debug,
+    };
+    log::log!(
+        level,
+        "{} of node #{} by uid {} pid {} (request {}): {error}",
+        opcode.key(),
+        header.nodeid,
+        header.uid,
+        header.pid,
+        header.unique
+    );
+}

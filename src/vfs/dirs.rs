@@ -1,0 +1,66 @@
+//! Open directories.
+
+use std::ops::ControlFlow;
+
+use splicefs_core::{Backend, Cookie, DirEntry, Entry, HandleId, Ioctl, Name, NodeId, Result};
+
+use super::{Found, Vfs};
+
+impl<B: Backend> Vfs<B> {
+    /// Opens a directory stream.
+    pub fn opendir(&self, id: NodeId) -> Result<HandleId> {
+        Ok(self.dirs.insert(self.backend.opendir(&self.node(id)?.node)?))
+    }
+
+    /// Hands the entries from `from` on to `sink` until it takes no more.
+    pub fn readdir(
+        &self,
+        id: HandleId,
+        from: Cookie,
+        hint: usize,
+        sink: &mut dyn FnMut(DirEntry<'_>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        self.backend.read_dir(&*self.dirs.get(id)?, from, hint, sink)
+    }
+
+    /// As [`Vfs::readdir`], with each entry looked up. What `sink` takes, the kernel holds a reference to; an entry that
+    /// is gone when it is looked up, and `.` and `..`, come without a node.
+    pub fn readdirplus(
+        &self,
+        parent: NodeId,
+        id: HandleId,
+        from: Cookie,
+        hint: usize,
+        sink: &mut dyn FnMut(DirEntry<'_>, Option<Found>) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let parent = self.node(parent)?;
+        self.backend.read_dir(&*self.dirs.get(id)?, from, hint, &mut |entry| {
+            // `.` and `..` are no names, and so are not looked up.
+            let looked_up: Option<Entry<B::Node>> =
+                Name::new(entry.name).and_then(|name| self.backend.lookup(&parent.node, &name)).ok();
+            let found = looked_up.map(|entry| self.remember(entry).0);
+            let taken = sink(entry, found);
+            if taken.is_break()
+                && let Some(found) = found
+            {
+                self.forget(found.id, 1);
+            }
+            taken
+        })
+    }
+
+    /// Closes a directory stream.
+    pub fn releasedir(&self, id: HandleId) -> Result<()> {
+        self.dirs.remove(id).map(drop)
+    }
+
+    /// Makes a directory durable.
+    pub fn fsyncdir(&self, id: HandleId, data_only: bool) -> Result<()> {
+        self.backend.fsyncdir(&*self.dirs.get(id)?, data_only)
+    }
+
+    /// As ioctl(2) on a directory.
+    pub fn ioctl_dir(&self, id: HandleId, request: Ioctl<'_>) -> Result<(i32, Vec<u8>)> {
+        self.backend.ioctl_dir(&*self.dirs.get(id)?, request)
+    }
+}

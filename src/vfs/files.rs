@@ -1,0 +1,141 @@
+//! Open files.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use splicefs_core::sys::creds;
+use splicefs_core::{
+    Backend, Caller, CreateFlags, HandleId, Ioctl, Name, NodeId, OpenFlags, Opened, Result, SeekTo, Span,
+    WriteMode,
+};
+
+use super::{Found, Handle, OpenFile, VNode, Vfs};
+use crate::reply::{Engine, Outcome};
+
+/// Mode bits of fallocate(2) that take bytes away from where they were.
+const MOVES_OR_DROPS: u32 = (libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE).cast_unsigned();
+
+impl<B: Backend> Vfs<B> {
+    fn handle(&self, vnode: Arc<VNode<B>>, opened: Opened<B::File>, flags: OpenFlags) -> Handle {
+        let Opened { file, direct_io, stream } = opened;
+        let id = self.files.insert(OpenFile { vnode, file });
+        Handle { id, direct_io, stream, read_only: !flags.writes() }
+    }
+
+    /// Opens a regular file.
+    pub fn open(&self, caller: &Caller, id: NodeId, flags: OpenFlags) -> Result<Handle> {
+        let vnode = self.node(id)?;
+        let opened = {
+            let _alone = flags.has(libc::O_TRUNC).then(|| vnode.shrink.write());
+            self.backend.open(caller, &vnode.node, flags)?
+        };
+        Ok(self.handle(vnode, opened, flags))
+    }
+
+    /// Creates a file and opens it. The kernel holds a reference to the node, as after a lookup.
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &Name,
+        mode: u32,
+        flags: CreateFlags,
+    ) -> Result<(Found, Handle)> {
+        let parent = self.node(parent)?;
+        let (entry, opened) = self.backend.create(caller, &parent.node, name, mode, flags)?;
+        let (found, vnode) = self.remember(entry);
+        Ok((found, self.handle(vnode, opened, flags.open)))
+    }
+
+    /// Creates and opens a file without a name.
+    pub fn tmpfile(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        mode: u32,
+        flags: CreateFlags,
+    ) -> Result<(Found, Handle)> {
+        let parent = self.node(parent)?;
+        let (entry, opened) = self.backend.tmpfile(caller, &parent.node, mode, flags)?;
+        let (found, vnode) = self.remember(entry);
+        Ok((found, self.handle(vnode, opened, flags.open)))
+    }
+
+    /// Answers a read on `device`.
+    ///
+    /// # Errors
+    /// Nothing has been answered then.
+    pub fn read(
+        &self,
+        id: HandleId,
+        span: Span,
+        engine: &mut Engine,
+        device: impl AsFd,
+        unique: u64,
+    ) -> Result<Outcome> {
+        let open = self.open_file(id)?;
+        let _whole = open.vnode.shrink.read();
+        let plan = self.backend.plan_read(&open.file, span)?;
+        Ok(engine.send(device, unique, &plan))
+    }
+
+    /// Writes. `kill` says that setuid and setgid bits must go, as the kernel has decided for the caller.
+    pub fn write(
+        &self,
+        id: HandleId,
+        offset: u64,
+        data: &[u8],
+        mode: WriteMode,
+        kill: bool,
+    ) -> Result<usize> {
+        let open = self.open_file(id)?;
+        let _guard = if kill { Some(creds::without_fsetid()?) } else { None };
+        self.backend.write(&open.file, offset, data, mode)
+    }
+
+    /// A descriptor of the file is closed.
+    pub fn flush(&self, id: HandleId) -> Result<()> {
+        self.backend.flush(&self.open_file(id)?.file)
+    }
+
+    /// Nothing refers to the open file any longer.
+    pub fn release(&self, id: HandleId) -> Result<()> {
+        self.files.remove(id).map(drop)
+    }
+
+    /// Makes a file durable.
+    pub fn fsync(&self, id: HandleId, data_only: bool) -> Result<()> {
+        self.backend.fsync(&self.open_file(id)?.file, data_only)
+    }
+
+    /// As fallocate(2).
+    pub fn fallocate(&self, caller: &Caller, id: HandleId, mode: u32, offset: u64, len: u64) -> Result<()> {
+        let open = self.open_file(id)?;
+        let _alone = (mode & MOVES_OR_DROPS != 0).then(|| open.vnode.shrink.write());
+        let _guard = caller.without_fsetid()?;
+        self.backend.fallocate(&open.file, mode, offset, len)
+    }
+
+    /// The next data or hole.
+    pub fn seek(&self, id: HandleId, offset: u64, to: SeekTo) -> Result<u64> {
+        self.backend.seek(&self.open_file(id)?.file, offset, to)
+    }
+
+    /// As copy_file_range(2).
+    pub fn copy_range(
+        &self,
+        caller: &Caller,
+        from: (HandleId, u64),
+        to: (HandleId, u64),
+        len: usize,
+    ) -> Result<usize> {
+        let (source, target) = (self.open_file(from.0)?, self.open_file(to.0)?);
+        let _guard = caller.without_fsetid()?;
+        self.backend.copy_range((&source.file, from.1), (&target.file, to.1), len)
+    }
+
+    /// As ioctl(2) on a file.
+    pub fn ioctl_file(&self, id: HandleId, request: Ioctl<'_>) -> Result<(i32, Vec<u8>)> {
+        self.backend.ioctl_file(&self.open_file(id)?.file, request)
+    }
+}

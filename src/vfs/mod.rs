@@ -1,0 +1,136 @@
+//! Between a transport and a backend: which node and which open file a request means, and what the kernel may cache.
+//!
+//! Everything here takes and returns the project's own types; FUSE's are the transport's.
+
+mod dirs;
+mod files;
+mod names;
+mod poll;
+mod xattrs;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use splicefs_core::{Attr, Backend, Entry, HandleId, HandleTable, NodeId, NodeTable, Result};
+
+pub use poll::Wakeups;
+pub use xattrs::{Report, STATS_XATTR, SpliceState, Stats};
+
+/// How long the kernel may trust what it was told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lifetimes {
+    /// That a name leads to a node.
+    pub entry: Duration,
+    /// That a node has these attributes.
+    pub attr: Duration,
+}
+
+/// Who may see what beyond permissions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Access {
+    /// The user who mounted, who may read `stats`.
+    pub owner: u32,
+    /// Only that user and root get in (`allow_root`).
+    pub owner_and_root_only: bool,
+}
+
+/// A node the kernel knows.
+pub(crate) struct VNode<B: Backend> {
+    pub(crate) node: Arc<B::Node>,
+    /// Held for reading from the plan of a read to its reply, for writing over what shortens the file. The pages in a
+    /// pipe are the file's own, and a truncation zeroes the rest of the last page: a reader must not see that as data.
+    ///
+    /// Lock order: before every lock of the backend.
+    pub(crate) shrink: RwLock<()>,
+}
+
+/// An open file.
+pub(crate) struct OpenFile<B: Backend> {
+    pub(crate) vnode: Arc<VNode<B>>,
+    pub(crate) file: B::File,
+}
+
+/// A mounted file system.
+pub struct Vfs<B: Backend> {
+    pub(crate) backend: B,
+    nodes: NodeTable<VNode<B>>,
+    files: HandleTable<OpenFile<B>>,
+    dirs: HandleTable<B::Dir>,
+    lifetimes: Lifetimes,
+    access: Access,
+    stats: Stats,
+    wakeups: Option<Wakeups>,
+}
+
+/// A node as the kernel is told of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// The node's id.
+    pub id: NodeId,
+    /// Its attributes.
+    pub attr: Attr,
+}
+
+/// A handle as the kernel is told of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Handle {
+    /// Its number.
+    pub id: HandleId,
+    /// Reads and writes bypass the kernel's page cache.
+    pub direct_io: bool,
+    /// The file has no offsets.
+    pub stream: bool,
+    /// Nothing is written through it, so that closing it has nothing to tell.
+    pub read_only: bool,
+}
+
+impl<B: Backend> Vfs<B> {
+    /// Serves `backend`. Without `wakeups`, poll(2) on files that are not always ready tells their state at the time of
+    /// the call only.
+    pub fn new(
+        backend: B,
+        lifetimes: Lifetimes,
+        access: Access,
+        stats: Stats,
+        wakeups: Option<Wakeups>,
+    ) -> Self {
+        let root = VNode { node: backend.root(), shrink: RwLock::new(()) };
+        Self {
+            nodes: NodeTable::new(Arc::new(root)),
+            files: HandleTable::default(),
+            dirs: HandleTable::default(),
+            backend,
+            lifetimes,
+            access,
+            stats,
+            wakeups,
+        }
+    }
+
+    /// How long the kernel may trust what it is told.
+    pub fn lifetimes(&self) -> Lifetimes {
+        self.lifetimes
+    }
+
+    /// Whether a request of `uid` is let in at all. What the kernel sends on its own account (write-back, forget,
+    /// release) carries no user and is not asked about.
+    pub fn admits(&self, uid: u32) -> bool {
+        !self.access.owner_and_root_only || uid == 0 || uid == self.access.owner
+    }
+
+    fn node(&self, id: NodeId) -> Result<Arc<VNode<B>>> {
+        self.nodes.get(id)
+    }
+
+    fn open_file(&self, id: HandleId) -> Result<Arc<OpenFile<B>>> {
+        self.files.get(id)
+    }
+
+    /// Counts a lookup of the entry's node.
+    fn remember(&self, entry: Entry<B::Node>) -> (Found, Arc<VNode<B>>) {
+        let id = self.backend.id(&entry.node);
+        let vnode = self.nodes.remember(id, || VNode { node: entry.node, shrink: RwLock::new(()) });
+        (Found { id, attr: entry.attr }, vnode)
+    }
+}

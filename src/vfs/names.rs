@@ -1,0 +1,90 @@
+//! Names, attributes and what changes them.
+
+use splicefs_core::{
+    Attr, Backend, Caller, Entry, HandleId, Make, Name, NodeId, RenameFlags, Result, SetAttr, StatFs,
+};
+
+use super::{Found, Vfs};
+
+impl<B: Backend> Vfs<B> {
+    /// The node that `name` leads to; the kernel holds one more reference to it.
+    pub fn lookup(&self, parent: NodeId, name: &Name) -> Result<Found> {
+        let parent = self.node(parent)?;
+        Ok(self.remember(self.backend.lookup(&parent.node, name)?).0)
+    }
+
+    /// The node itself, or the directory that holds it: what a file handle is resolved with (`FUSE_EXPORT_SUPPORT`).
+    pub fn lookup_relative(&self, id: NodeId, parent: bool) -> Result<Found> {
+        let node = self.node(id)?.node.clone();
+        let node = if parent { self.backend.parent(&node)? } else { node };
+        let attr = self.backend.getattr(&node, None)?;
+        Ok(self.remember(Entry { node, attr }).0)
+    }
+
+    /// The kernel gives `count` references back.
+    pub fn forget(&self, id: NodeId, count: u64) {
+        self.nodes.forget(id, count);
+    }
+
+    /// The attributes, through the open file where the request names one.
+    pub fn getattr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Attr> {
+        // A handle that is gone is no reason to fail: the node answers.
+        let open = handle.and_then(|handle| self.open_file(handle).ok());
+        match open {
+            Some(open) => self.backend.getattr(&open.vnode.node, Some(&open.file)),
+            None => self.backend.getattr(&self.node(id)?.node, None),
+        }
+    }
+
+    /// Changes attributes. A change of size waits for the reads that are on their way.
+    pub fn setattr(
+        &self,
+        caller: &Caller,
+        id: NodeId,
+        handle: Option<HandleId>,
+        change: &SetAttr,
+    ) -> Result<Attr> {
+        let open = handle.map(|handle| self.open_file(handle)).transpose()?;
+        let vnode = self.node(id)?;
+        let _alone = change.size.map(|_| vnode.shrink.write());
+        self.backend.setattr(caller, &vnode.node, open.as_ref().map(|open| &open.file), change)
+    }
+
+    /// The target of a symbolic link.
+    pub fn readlink(&self, caller: &Caller, id: NodeId) -> Result<Vec<u8>> {
+        self.backend.readlink(caller, &self.node(id)?.node)
+    }
+
+    /// Creates a node.
+    pub fn make(&self, caller: &Caller, parent: NodeId, name: &Name, what: Make<'_>) -> Result<Found> {
+        let parent = self.node(parent)?;
+        Ok(self.remember(self.backend.make(caller, &parent.node, name, what)?).0)
+    }
+
+    /// Gives a node one more name.
+    pub fn link(&self, id: NodeId, parent: NodeId, name: &Name) -> Result<Found> {
+        let (node, parent) = (self.node(id)?, self.node(parent)?);
+        Ok(self.remember(self.backend.link(&node.node, &parent.node, name)?).0)
+    }
+
+    /// Removes a name of anything but a directory.
+    pub fn unlink(&self, parent: NodeId, name: &Name) -> Result<()> {
+        self.backend.unlink(&self.node(parent)?.node, name)
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, parent: NodeId, name: &Name) -> Result<()> {
+        self.backend.rmdir(&self.node(parent)?.node, name)
+    }
+
+    /// Renames.
+    pub fn rename(&self, from: (NodeId, &Name), to: (NodeId, &Name), flags: RenameFlags) -> Result<()> {
+        let (from_dir, to_dir) = (self.node(from.0)?, self.node(to.0)?);
+        self.backend.rename((&from_dir.node, from.1), (&to_dir.node, to.1), flags)
+    }
+
+    /// Size and room of the file system that holds the node.
+    pub fn statfs(&self, id: NodeId) -> Result<StatFs> {
+        self.backend.statfs(&self.node(id)?.node)
+    }
+}
