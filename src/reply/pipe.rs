@@ -37,6 +37,14 @@ impl Pipe {
         Ok(Self { read, write, slots: bytes / PAGE })
     }
 
+    /// A pipe of that many pages.
+    #[cfg(test)]
+    pub(super) fn with_pages(pages: usize) -> Self {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let bytes = fcntl_setpipe_size(&write, pages * PAGE).unwrap();
+        Self { read, write, slots: bytes / PAGE }
+    }
+
     /// Whether a reply of `bytes` in `segments` segments fits: a slot a page, one more for each end of a segment that
     /// is not on a page boundary, and one for the header.
     pub(super) fn fits(&self, bytes: usize, segments: usize) -> bool {
