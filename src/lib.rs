@@ -4,7 +4,14 @@
 //! backend, which knows where bytes are; what a read's plan says is moved by [`reply`].
 
 mod aligned;
+pub mod cli;
+pub mod daemon;
+pub mod failure;
+pub mod logging;
+pub mod mount;
+pub mod options;
 pub mod reply;
 pub mod session;
+pub mod signals;
 pub mod transport;
 pub mod vfs;

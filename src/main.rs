@@ -1,2 +1,7 @@
-//! splicefs
-fn main() {}
+//! The splicefs program: everything is in the library, where tests reach it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    splicefs::cli::main()
+}

@@ -91,6 +91,11 @@ impl Dir {
     }
 
     pub(crate) fn fsync(&self, data_only: bool) -> Result<()> {
-        Ok(if data_only { fdatasync(&self.fd)? } else { fsync(&self.fd)? })
+        if data_only {
+            fdatasync(&self.fd)?
+        } else {
+            fsync(&self.fd)?
+        }
+        Ok(())
     }
 }

@@ -292,7 +292,12 @@ impl File {
     }
 
     pub(crate) fn fsync(&self, data_only: bool) -> Result<()> {
-        Ok(if data_only { fdatasync(&*self.fd)? } else { fsync(&*self.fd)? })
+        if data_only {
+            fdatasync(&*self.fd)?
+        } else {
+            fsync(&*self.fd)?
+        }
+        Ok(())
     }
 
     pub(crate) fn fallocate(&self, mode: u32, offset: u64, len: u64) -> Result<()> {

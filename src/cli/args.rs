@@ -1,0 +1,163 @@
+//! The arguments, as clap reads them.
+
+use std::ffi::OsString;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use super::help;
+
+#[derive(Parser, Debug)]
+#[command(
+    name = "splicefs",
+    version,
+    about = "Serve a directory through FUSE, its reads by splice(2)",
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true
+)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+    #[command(flatten)]
+    pub(super) mount8: Mount8,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum Command {
+    /// Mount a directory that mirrors another one
+    Passthrough {
+        /// The directory to mirror
+        #[arg(value_name = "SRC")]
+        source: OsString,
+        /// The directory to mount on; made when only its last part is missing
+        #[arg(value_name = "MNT")]
+        mount_point: OsString,
+        #[command(flatten)]
+        mount: MountArgs,
+    },
+    /// Show what a mount has served, and how
+    Stats {
+        /// The mount point
+        #[arg(value_name = "MNT")]
+        mount_point: OsString,
+        /// One JSON object instead of a table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Unmount, dead mounts too
+    Unmount {
+        /// The mount point
+        #[arg(value_name = "MNT")]
+        mount_point: OsString,
+        /// Detach it even when it is in use; it ends when its last user leaves
+        #[arg(long, short = 'l')]
+        lazy: bool,
+    },
+}
+
+#[derive(Args, Debug)]
+pub(super) struct MountArgs {
+    /// Mount options, separated by commas (`\,` is a comma in a value)
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub(super) options: Vec<OsString>,
+    /// Stay in the foreground and log to stderr
+    #[arg(short = 'f', long)]
+    pub(super) foreground: bool,
+    /// Stay in the foreground and log every detail
+    #[arg(short = 'd', long)]
+    pub(super) debug: bool,
+}
+
+/// The form mount(8) and fstab use through a mount helper.
+#[derive(Args, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "mount(8)'s flags")]
+pub(super) struct Mount8 {
+    /// What to mount, with `-o backend=NAME`
+    #[arg(value_name = "SRC")]
+    pub(super) source: Option<OsString>,
+    /// The directory to mount on
+    #[arg(value_name = "MNT", requires = "source")]
+    pub(super) mount_point: Option<OsString>,
+    #[command(flatten)]
+    pub(super) mount: MountArgs,
+    /// Do not write to /etc/mtab, which this program never does
+    #[arg(short = 'n')]
+    pub(super) no_mtab: bool,
+    /// Say what was mounted
+    #[arg(short = 'v')]
+    pub(super) verbose: bool,
+    /// Pass over unknown mount options
+    #[arg(short = 's')]
+    pub(super) sloppy: bool,
+}
+
+/// Reads `arguments`, the program's name first.
+pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let matches = command().try_get_matches_from(arguments)?;
+    Cli::from_arg_matches(&matches)
+}
+
+fn command() -> clap::Command {
+    Cli::command()
+        .after_help("`splicefs --help` has examples and all mount options.")
+        .after_long_help(format!("{}\n{}", help::EXAMPLES, help::mount_options()))
+        .mut_subcommand("passthrough", |command| {
+            command
+                .after_help("`splicefs passthrough --help` has examples and all mount options.")
+                .after_long_help(format!("{}\n{}", help::EXAMPLES, help::mount_options()))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    fn parsed(arguments: &[&str]) -> Cli {
+        let all = std::iter::once("splicefs").chain(arguments.iter().copied()).map(OsString::from);
+        parse(all).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn both_forms_are_read() {
+        let Some(Command::Passthrough { source, mount_point, mount }) =
+            parsed(&["passthrough", "a", "b", "-o", "ro", "-f", "-o", "x=1,y"]).command
+        else {
+            panic!("a command")
+        };
+        assert_eq!((source, mount_point), ("a".into(), "b".into()));
+        assert_eq!(mount.options, ["ro", "x=1,y"]);
+        assert!(mount.foreground && !mount.debug);
+
+        let form = parsed(&["/s", "/m", "-n", "-v", "-s", "-o", "backend=passthrough"]);
+        assert!(form.command.is_none());
+        let form = form.mount8;
+        assert_eq!((form.source, form.mount_point), (Some("/s".into()), Some("/m".into())));
+        assert!(form.no_mtab && form.verbose && form.sloppy);
+    }
+
+    #[test]
+    fn a_path_that_is_not_utf8_is_kept() {
+        let odd = std::ffi::OsStr::from_bytes(b"\xff\xfe").to_owned();
+        let arguments = ["splicefs".into(), "unmount".into(), "--lazy".into(), odd.clone()];
+        let Some(Command::Unmount { mount_point, lazy }) = parse(arguments).expect("good").command else {
+            panic!("a command")
+        };
+        assert!(lazy && mount_point == odd);
+    }
+
+    #[test]
+    fn the_long_help_shows_every_option_and_examples() {
+        let text = command().render_long_help().to_string();
+        for needed in
+            ["allow_other", "entry_timeout=SECONDS", "block_devices_as_files", "splicefs passthrough"]
+        {
+            assert!(text.contains(needed), "{needed}");
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! `splicefs stats`: asks a mount what it has done, through an extended attribute of its root.
+
+use std::fmt::Write;
+use std::io;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::failure::Failure;
+use crate::mount::mountinfo;
+
+/// The attribute; only root and the user who mounted can read it.
+const ATTRIBUTE: &str = "splicefs.stats";
+/// The longest value the kernel hands over (XATTR_SIZE_MAX).
+const VALUE_MAX_BYTES: usize = 65536;
+
+/// What to print for the mount on `given`.
+pub(super) fn text(given: &Path, json: bool) -> Result<String, Failure> {
+    let raw = read(given).map_err(|error| explain(given, &error))?;
+    if json {
+        return Ok(format!("{}\n", raw.trim_end()));
+    }
+    let value: Value = serde_json::from_str(&raw).map_err(|error| {
+        Failure::new(format!(
+            "{} answers, but not as this version of splicefs does: {error}",
+            given.display()
+        ))
+    })?;
+    Ok(table(&value))
+}
+
+fn read(given: &Path) -> io::Result<String> {
+    let mut value = vec![0; VALUE_MAX_BYTES];
+    let length = rustix::fs::getxattr(given, ATTRIBUTE, &mut value[..])?;
+    value.truncate(length);
+    String::from_utf8(value).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+fn explain(given: &Path, error: &io::Error) -> Failure {
+    let shown = given.display();
+    Failure::new(match error.raw_os_error() {
+        Some(libc::ENOENT) => format!("{shown} does not exist"),
+        Some(libc::ENOTCONN) => {
+            format!(
+                "{shown} is a dead mount (Transport endpoint is not connected): `splicefs unmount {shown}`"
+            )
+        }
+        Some(libc::ENODATA | libc::EOPNOTSUPP) if !is_fuse_mount_point(given) => {
+            format!(
+                "{shown} is not the mount point of a splicefs mount: `findmnt -t fuse.splicefs` lists them"
+            )
+        }
+        // The kernel keeps even root out of a user's mount, fs/fuse/dir.c: fuse_allow_current_process.
+        Some(libc::EACCES) => format!(
+            "you may not enter {shown}: only the user who mounted it may, unless it is mounted with allow_root or allow_other"
+        ),
+        Some(libc::ENODATA | libc::EPERM) => {
+            format!("{shown} is not a splicefs mount, or you are neither the user who mounted it nor root")
+        }
+        Some(libc::EOPNOTSUPP | libc::ENOSYS) => format!("{shown} is not a splicefs mount"),
+        _ => format!("cannot read the statistics of {shown}: {error}"),
+    })
+}
+
+fn is_fuse_mount_point(given: &Path) -> bool {
+    let (Ok(path), Ok(entries)) = (given.canonicalize(), mountinfo::read()) else { return false };
+    mountinfo::top_at(&entries, &path).is_some_and(mountinfo::Entry::is_fuse)
+}
+
+/// The same for a person. What an older or newer daemon does not tell is left out.
+fn table(stats: &Value) -> String {
+    let mut rows = Rows::default();
+    let words = |value: &Value| value.as_str().map(str::to_owned);
+    if let Some(backend) = words(&stats["backend"]) {
+        let version = words(&stats["version"]).map(|version| format!(" (splicefs {version})"));
+        rows.push("backend", backend + &version.unwrap_or_default());
+    }
+    push_splice(&mut rows, &stats["splice"]);
+    push_reads(&mut rows, &stats["read"]);
+    for (name, key) in [("nodes known", "nodes"), ("files open", "files")] {
+        if let Some(count) = stats[key].as_u64() {
+            rows.push(name, count.to_string());
+        }
+    }
+    push_counts(&mut rows, "requests", &stats["requests"]);
+    rows.0
+}
+
+#[derive(Default)]
+struct Rows(String);
+
+impl Rows {
+    fn push(&mut self, name: &str, value: impl AsRef<str>) {
+        // Writing to a String cannot fail.
+        writeln!(self.0, "{name:<24}{}", value.as_ref()).unwrap_or_default();
+    }
+}
+
+fn push_splice(rows: &mut Rows, splice: &Value) {
+    let Some(serving) = splice["serving"].as_bool() else { return };
+    let mode = splice["mode"].as_str().unwrap_or("auto");
+    let why = splice["why"].as_str().filter(|why| !why.is_empty()).map(|why| format!(": {why}"));
+    let state = if serving { "serves" } else { "does not serve" };
+    rows.push("splice", format!("{state} (splice={mode}){}", why.unwrap_or_default()));
+}
+
+fn push_reads(rows: &mut Rows, read: &Value) {
+    let kinds =
+        [("read, spliced", "spliced_bytes"), ("read, zeros", "zero_bytes"), ("read, copied", "copied_bytes")];
+    let bytes = kinds.map(|(_, key)| read[key].as_u64().unwrap_or(0));
+    let all = bytes.iter().fold(0_u64, |sum, n| sum.saturating_add(*n));
+    for ((name, _), bytes) in kinds.into_iter().zip(bytes) {
+        rows.push(name, format!("{:>12}  {:>5}", amount(bytes), share(bytes, all)));
+    }
+    push_counts(rows, "copies, by reason", &read["copies"]);
+}
+
+fn push_counts(rows: &mut Rows, title: &str, counts: &Value) {
+    let Some(counts) = counts.as_object() else { return };
+    let mut counts: Vec<_> = counts.iter().filter_map(|(name, n)| Some((name, n.as_u64()?))).collect();
+    counts.retain(|(_, n)| *n > 0);
+    counts.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    if counts.is_empty() {
+        rows.push(title, "none");
+        return;
+    }
+    rows.push(&format!("{title}:"), "");
+    for (name, count) in counts {
+        rows.push(&format!("  {name}"), format!("{count:>12}"));
+    }
+}
+
+/// Bytes in the largest unit that leaves at least one, with one decimal place.
+fn amount(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let Some((at, unit)) = units.into_iter().enumerate().rev().find(|(at, _)| bytes >> (10 * (at + 1)) > 0)
+    else {
+        return format!("{bytes} B");
+    };
+    let shift = 10 * (at + 1);
+    let tenths = (u128::from(bytes) * 10) >> shift;
+    format!("{}.{} {unit}", tenths / 10, tenths % 10)
+}
+
+fn share(part: u64, all: u64) -> String {
+    if all == 0 { String::new() } else { format!("{}%", u128::from(part) * 100 / u128::from(all)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_shows_what_the_daemon_tells() {
+        let value = serde_json::json!({
+            "backend": "passthrough", "version": "0.1.0",
+            "splice": {"mode": "auto", "serving": true, "why": "probed"},
+            "read": {"spliced_bytes": 3_221_225_472_u64, "zero_bytes": 0, "copied_bytes": 1_073_741_824,
+                     "copies": {"small": 5, "splice_off": 0}},
+            "requests": {"lookup": 2, "read": 30}, "nodes": 7, "files": 0
+        });
+        let text = table(&value);
+        for line in [
+            "backend                 passthrough (splicefs 0.1.0)",
+            "splice                  serves (splice=auto): probed",
+            "read, spliced                3.0 GiB    75%",
+            "read, copied                 1.0 GiB    25%",
+            "  small                            5",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line:?} in\n{text}");
+        }
+        assert!(!text.contains("splice_off"), "what never happened is left out");
+        assert!(text.find("  read  ") < text.find("  lookup"), "the most frequent first");
+    }
+
+    #[test]
+    fn a_value_of_another_version_gives_what_it_can() {
+        assert!(table(&serde_json::json!({"requests": {}})).contains("requests                none"));
+        assert!(table(&serde_json::json!([])).contains("read, spliced"));
+    }
+
+    #[test]
+    fn amounts_are_readable() {
+        assert_eq!(amount(0), "0 B");
+        assert_eq!(amount(1023), "1023 B");
+        assert_eq!(amount(1536), "1.5 KiB");
+        assert_eq!(amount(u64::MAX), "16383.9 PiB");
+    }
+
+    #[test]
+    fn what_is_no_mount_is_told_so() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let line = text(folder.path(), true).expect_err("no mount").to_string();
+        assert!(line.contains("not the mount point of a splicefs mount"), "{line}");
+        let line = text(&folder.path().join("x"), true).expect_err("nothing").to_string();
+        assert!(line.contains("does not exist"), "{line}");
+    }
+}

@@ -1,0 +1,78 @@
+//! Opening /dev/fuse and mounting it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use super::{Mount, Mounted, Request, fusermount, preflight};
+use crate::failure::Failure;
+
+/// The device every FUSE daemon reads its requests from.
+pub(super) const DEVICE: &str = "/dev/fuse";
+
+/// Mounts as `request` says: by mount(2) where this process may, else through fusermount3.
+pub(super) fn mount(request: &Request) -> Result<Mount, Failure> {
+    if !preflight::may_mount() {
+        return fusermount::mount(request);
+    }
+    match mount_directly(request)? {
+        Some(mount) => Ok(mount),
+        None => fusermount::mount(request),
+    }
+}
+
+/// `None` when the kernel does not let us, capability or not (a security module, seccomp).
+fn mount_directly(request: &Request) -> Result<Option<Mount>, Failure> {
+    let device = open().map_err(|error| device_failure(&error))?;
+    let uid = rustix::process::getuid().as_raw();
+    let gid = rustix::process::getgid().as_raw();
+    let data = request.kernel_data(device.as_fd(), uid, gid);
+    let point = request.mount_point();
+    let result =
+        rustix::mount::mount(request.fsname(), point, request.fs_type(), request.flags(), data.as_c_str());
+    match result {
+        Ok(()) => Ok(Some(Mount { device, mounted: Mounted::new(point) })),
+        Err(Errno::PERM) => Ok(None),
+        Err(Errno::NODEV) => Err(Failure::new("this kernel has no FUSE: load the module (`modprobe fuse`)")),
+        Err(Errno::BUSY) => Err(Failure::new(format!(
+            "mount point {0} is busy: see what is mounted (`findmnt {0}`)",
+            point.display()
+        ))),
+        Err(error) => Err(Failure::new(format!("cannot mount on {}: {error}", point.display()))),
+    }
+}
+
+/// Opens the device; nothing happens until it is mounted.
+pub(super) fn open() -> io::Result<OwnedFd> {
+    Ok(File::options().read(true).write(true).open(DEVICE)?.into())
+}
+
+/// Why the device could not be opened, and what to do about it.
+pub(super) fn device_failure(error: &io::Error) -> Failure {
+    let message = match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => format!(
+            "{DEVICE} is missing: load the module (`modprobe fuse`), or pass the device into the container (`--device {DEVICE}`)"
+        ),
+        Some(libc::EACCES | libc::EPERM) => format!(
+            "no permission to open {DEVICE}: let users open it (`chmod 666 {DEVICE}` as root), or pass the device into the container (`--device {DEVICE}`)"
+        ),
+        _ => format!("cannot open {DEVICE}: {error}"),
+    };
+    Failure::new(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_failure_says_what_to_do() {
+        let of = |errno| device_failure(&io::Error::from_raw_os_error(errno)).to_string();
+        assert!(of(libc::ENOENT).contains("modprobe fuse"));
+        assert!(of(libc::ENODEV).contains("modprobe fuse"));
+        assert!(of(libc::EACCES).contains("chmod 666 /dev/fuse"));
+        assert!(of(libc::EMFILE).contains("cannot open /dev/fuse"));
+    }
+}

@@ -1,0 +1,195 @@
+//! Mounting and unmounting: by mount(2) where the process may, else through fusermount3.
+//!
+//! Nothing here looks a path up inside a mount this process serves: such a request would wait for itself.
+
+mod device;
+mod fusermount;
+pub mod keeper;
+pub mod mountinfo;
+pub mod preflight;
+pub mod readahead;
+mod request;
+mod unmount;
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use crate::failure::Failure;
+use keeper::Keeper;
+pub use request::Request;
+pub use unmount::{How, Trouble, unmount, unmount_command};
+
+/// Where a mount of ours is, and how to tell it from another one at the same place.
+#[derive(Clone, Debug)]
+pub struct MountPoint {
+    path: PathBuf,
+    /// The mount's own line of /proc/self/mountinfo, when that could be read.
+    entry: Option<mountinfo::Entry>,
+}
+
+impl MountPoint {
+    /// Finds what was just mounted on `path`.
+    fn just_mounted(path: &Path) -> Self {
+        let entry = match mountinfo::read() {
+            Ok(entries) => mountinfo::top_at(&entries, path).filter(|entry| entry.is_fuse()).cloned(),
+            Err(error) => {
+                log::warn!("cannot read {}: {error}", mountinfo::PATH);
+                None
+            }
+        };
+        Self { path: path.to_owned(), entry }
+    }
+
+    /// The directory mounted on.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The mount's device number as `MAJOR:MINOR`, read from the mount table and so without asking the mount.
+    pub fn device(&self) -> Option<String> {
+        self.entry.as_ref().map(|entry| entry.device.clone())
+    }
+
+    /// What is at the mount point now.
+    fn state(&self) -> State {
+        let (Some(ours), Ok(entries)) = (&self.entry, mountinfo::read()) else { return State::Unknown };
+        if !entries.iter().any(|entry| ours.is_same_mount(entry)) {
+            return State::Gone;
+        }
+        match mountinfo::top_at(&entries, &self.path) {
+            Some(top) if !ours.is_same_mount(top) => State::Covered,
+            _ => State::Stands,
+        }
+    }
+
+    /// Unmounts this mount, and no other: what somebody has mounted over it or after it is left alone.
+    ///
+    /// # Errors
+    /// [`Trouble::NotMounted`] when it is gone already, [`Trouble::Busy`] when it is in use and `how` is not lazy.
+    pub fn unmount(&self, how: How) -> Result<(), Trouble> {
+        match self.state() {
+            State::Gone => Err(Trouble::NotMounted),
+            State::Covered => Err(Trouble::Covered),
+            State::Stands | State::Unknown => unmount(&self.path, how),
+        }
+    }
+
+    /// Unmounts this mount after the end of its daemon. By then it may be gone, and a new one may stand in its place
+    /// with the same numbers, which the kernel gives out again at once: so only a dead one is touched.
+    ///
+    /// # Errors
+    /// [`Trouble::NotMounted`] when it is gone, or what stands there is alive.
+    pub fn unmount_dead(&self) -> Result<(), Trouble> {
+        for wait in DEATH_WAITS_MS {
+            match self.state() {
+                State::Gone => return Err(Trouble::NotMounted),
+                State::Covered => return Err(Trouble::Covered),
+                State::Stands | State::Unknown if is_dead(&self.path) => {
+                    return unmount(&self.path, How::Lazily);
+                }
+                State::Stands | State::Unknown => thread::sleep(Duration::from_millis(wait)),
+            }
+        }
+        Err(Trouble::NotMounted)
+    }
+}
+
+/// A dying process closes its descriptors one by one, the device perhaps last: look again after these times.
+const DEATH_WAITS_MS: [u64; 5] = [10, 40, 200, 750, 0];
+/// A file system that answers statfs later than this is not dead, only slow.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Whether the mount on `path` has lost its daemon. statfs always asks; stat may be answered from a cache. A thread
+/// asks, so that a daemon that hangs makes nobody else hang.
+fn is_dead(path: &Path) -> bool {
+    let (tell, told) = mpsc::channel();
+    let path = path.to_owned();
+    let ask = move || {
+        // The receiver may have lost patience.
+        tell.send(rustix::fs::statfs(&path).err()).unwrap_or_default();
+    };
+    if let Err(error) = thread::Builder::new().name("ask".to_owned()).spawn(ask) {
+        log::warn!("cannot start a thread: {error}");
+        return false;
+    }
+    let dead = [Some(Errno::NOTCONN), Some(Errno::CONNABORTED)];
+    told.recv_timeout(ANSWER_PATIENCE).is_ok_and(|error| dead.contains(&error))
+}
+
+enum State {
+    Stands,
+    /// Another mount lies on top of ours.
+    Covered,
+    Gone,
+    /// The mount table cannot be read.
+    Unknown,
+}
+
+/// A mount of ours. Dropping it unmounts what still stands, so that neither a start that fails halfway nor an aborted
+/// connection leaves a dead mount behind.
+#[derive(Debug)]
+pub struct Mounted {
+    point: MountPoint,
+    /// Whether the session has ended by itself.
+    ended: bool,
+    /// Open for as long as the daemon lives (`auto_unmount`).
+    #[allow(dead_code, reason = "what counts is when it closes")]
+    keeper: Option<Keeper>,
+}
+
+impl Mounted {
+    /// Takes charge of what was just mounted on `path`.
+    fn new(path: &Path) -> Self {
+        Self { point: MountPoint::just_mounted(path), ended: false, keeper: None }
+    }
+
+    /// The session has ended: mostly because of an unmount, perhaps because the connection was aborted, and then the
+    /// mount still stands and is unmounted now.
+    pub fn session_ended(mut self) {
+        self.ended = true;
+    }
+
+    /// Where the mount is.
+    pub fn point(&self) -> &MountPoint {
+        &self.point
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let result = if self.ended { self.point.unmount_dead() } else { self.point.unmount(How::Lazily) };
+        match result {
+            Ok(()) => log::info!("unmounted {}, which still stood", self.point.path().display()),
+            Err(Trouble::NotMounted) => {}
+            Err(trouble) => log::error!("{}", trouble.describe(self.point.path())),
+        }
+    }
+}
+
+/// Mounts as `request` says.
+///
+/// # Errors
+/// One line that says what to do. Nothing stays mounted then.
+pub fn mount(request: &Request) -> Result<Mount, Failure> {
+    let keeper = if request.auto_unmount() { Some(Keeper::start()?) } else { None };
+    let mut mount = device::mount(request)?;
+    if let Some(mut keeper) = keeper {
+        keeper.watch(mount.mounted.point())?;
+        mount.mounted.keeper = Some(keeper);
+    }
+    Ok(mount)
+}
+
+/// What mounting gives: the descriptor requests are read from, and the mount.
+#[derive(Debug)]
+pub struct Mount {
+    /// /dev/fuse, bound to the mount.
+    pub device: OwnedFd,
+    /// Unmounts when dropped.
+    pub mounted: Mounted,
+}

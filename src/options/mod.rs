@@ -1,0 +1,208 @@
+//! Mount options: what a text after `-o` means, typed.
+//!
+//! [`table`] declares every option once; parsing, the check for unknown names and the help all read it.
+
+mod table;
+mod text;
+mod values;
+
+use std::ffi::{OsStr, OsString};
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use table::{Group, help_rows};
+pub use text::escape;
+pub(crate) use text::for_fusermount;
+pub(crate) use values::{backends, is_fsname};
+
+use crate::failure::Failure;
+use crate::session::{DEFAULT_SPLICE_MIN, SpliceMode};
+use table::{SPECS, Spec, Takes};
+
+/// How long the kernel may keep an entry or attributes unless the person says otherwise: libfuse's default, and short
+/// enough that a change of the source underneath is soon seen.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The subtype unless the person says otherwise: the mount is listed as `fuse.splicefs`.
+pub const DEFAULT_SUBTYPE: &str = "splicefs";
+
+/// Who may use the mount besides the user who mounted it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// Nobody.
+    Owner,
+    /// Root (`allow_root`).
+    Root,
+    /// Everybody, as the file modes say (`allow_other`).
+    Everybody,
+}
+
+/// The backends a mount can be served from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BackendName {
+    /// Mirrors a source directory.
+    Passthrough,
+}
+
+impl BackendName {
+    /// Every backend, for messages and help.
+    pub const ALL: [Self; 1] = [Self::Passthrough];
+
+    /// As the command line spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Passthrough => "passthrough",
+        }
+    }
+}
+
+/// Everything `-o` can say, after parsing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a mount flag of its own, named as mount(8) names it"
+)]
+pub struct Options {
+    /// `backend=`: which backend serves, in the mount(8) form.
+    pub backend: Option<BackendName>,
+    /// `allow_other`, `allow_root`.
+    pub access: Access,
+    /// `ro`.
+    pub read_only: bool,
+    /// `default_permissions`: asked for; the kernel applies it in any case once POSIX ACLs are negotiated.
+    pub default_permissions: bool,
+    /// `noatime`.
+    pub noatime: bool,
+    /// `suid`: set-user-id bits count. Off by default, as in libfuse, for root too.
+    pub suid: bool,
+    /// `dev`: device files can be opened. Off by default, as in libfuse, for root too.
+    pub dev: bool,
+    /// `exec`: programs can be run.
+    pub exec: bool,
+    /// `sync`.
+    pub sync: bool,
+    /// `dirsync`.
+    pub dirsync: bool,
+    /// `fsname=`: the name shown as the mount's source; without it, the source path.
+    pub fsname: Option<OsString>,
+    /// `subtype=`: the mount is listed as `fuse.SUBTYPE`, or as `fuse` when this is empty.
+    pub subtype: String,
+    /// `auto_unmount`: the mount goes when the daemon dies, however it dies.
+    pub auto_unmount: bool,
+    /// `entry_timeout=`.
+    pub entry_timeout: Duration,
+    /// `attr_timeout=`.
+    pub attr_timeout: Duration,
+    /// `threads=`; without it, the session decides.
+    pub threads: Option<NonZeroUsize>,
+    /// `splice=`.
+    pub splice: SpliceMode,
+    /// `splice_min=`, in bytes: smaller reads are copied.
+    pub splice_min: usize,
+    /// `log=`.
+    pub log: Option<PathBuf>,
+    /// `block_devices_as_files` (passthrough).
+    pub block_devices_as_files: bool,
+    /// Options that are accepted because mount(8) and fstab hand them over and that do nothing here.
+    pub ignored: Vec<OsString>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            backend: None,
+            access: Access::Owner,
+            read_only: false,
+            default_permissions: false,
+            noatime: false,
+            suid: false,
+            dev: false,
+            exec: true,
+            sync: false,
+            dirsync: false,
+            fsname: None,
+            subtype: DEFAULT_SUBTYPE.to_owned(),
+            auto_unmount: false,
+            entry_timeout: DEFAULT_TIMEOUT,
+            attr_timeout: DEFAULT_TIMEOUT,
+            threads: None,
+            splice: SpliceMode::Auto,
+            splice_min: DEFAULT_SPLICE_MIN,
+            log: None,
+            block_devices_as_files: false,
+            ignored: Vec::new(),
+        }
+    }
+}
+
+/// What to do with an option nobody knows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Unknown {
+    /// Refuse it, naming the nearest known one.
+    Refuse,
+    /// Pass over it and list it among the ignored: mount(8)'s `-s` ("sloppy").
+    Ignore,
+}
+
+impl Options {
+    /// Reads the texts of each `-o`, in their order: where two contradict each other the last one wins, as in
+    /// mount(8).
+    ///
+    /// # Errors
+    /// A line that names the option and what is expected.
+    pub fn parse<T: AsRef<OsStr>>(lists: &[T], unknown: Unknown) -> Result<Self, Failure> {
+        let mut options = Self::default();
+        for list in lists {
+            for element in text::split(list.as_ref().as_bytes()) {
+                options.apply(&element, unknown)?;
+            }
+        }
+        Ok(options)
+    }
+
+    fn apply(&mut self, element: &[u8], unknown: Unknown) -> Result<(), Failure> {
+        let (name, value) = text::name_and_value(element);
+        let Some(spec) = table::find(name) else {
+            if unknown == Unknown::Ignore {
+                self.ignored.push(OsStr::from_bytes(element).to_owned());
+                return Ok(());
+            }
+            return Err(unknown_option(name));
+        };
+        match (spec.takes, value) {
+            (Takes::Nothing(set), None) => set(self),
+            (Takes::Nothing(_), Some(_)) => {
+                return Err(Failure::usage(format!("option `{}` takes no value: write it alone", spec.name)));
+            }
+            (Takes::Value { form, .. }, None) => {
+                return Err(Failure::usage(format!("option `{0}` needs a value: {0}={form}", spec.name)));
+            }
+            (Takes::Value { set, .. }, Some(value)) => {
+                set(self, OsStr::from_bytes(value)).map_err(|expected| bad_value(spec, value, &expected))?;
+            }
+            (Takes::Ignored | Takes::IgnoredPrefix, _) => {
+                self.ignored.push(OsStr::from_bytes(element).to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn bad_value(spec: &Spec, value: &[u8], expected: &str) -> Failure {
+    Failure::usage(format!("option `{}={}`: expected {expected}", spec.name, String::from_utf8_lossy(value)))
+}
+
+fn unknown_option(name: &[u8]) -> Failure {
+    let name = String::from_utf8_lossy(name);
+    let nearest = SPECS
+        .iter()
+        .filter(|spec| !matches!(spec.takes, Takes::IgnoredPrefix))
+        .min_by_key(|spec| strsim::damerau_levenshtein(&name.to_lowercase(), spec.name));
+    let hint = nearest.map(|spec| format!("; the nearest known one is `{}`", spec.name)).unwrap_or_default();
+    Failure::usage(format!("unknown option `{name}`{hint} (`splicefs --help` lists all)"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,105 @@
+//! Reading the values of options. An error is the end of a sentence that begins with "expected".
+
+use std::ffi::{OsStr, OsString};
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::BackendName;
+use crate::session::SpliceMode;
+
+/// The kernel copies a mount's source name from at most a page (mm/util.c, `strndup_user` with PATH_MAX).
+pub(crate) const FSNAME_MAX_BYTES: usize = 4095;
+const SUBTYPE_MAX_BYTES: usize = 64;
+/// More threads than this only cost memory: each has a pipe and a buffer of its own.
+const THREADS_MAX: usize = 256;
+/// Ten years: longer than any mount, and far from the overflow of the kernel's jiffies.
+const SECONDS_MAX: f64 = 10.0 * 365.0 * 86400.0;
+
+type Value<T> = Result<T, String>;
+
+fn utf8(value: &OsStr) -> &str {
+    // A text that is not UTF-8 is none of the words and numbers looked for, and "" is none either.
+    value.to_str().unwrap_or_default()
+}
+
+pub(super) fn backend(value: &OsStr) -> Value<BackendName> {
+    BackendName::ALL.into_iter().find(|backend| backend.name() == utf8(value)).ok_or_else(backends)
+}
+
+/// The names of all backends, as a sentence lists them.
+pub(crate) fn backends() -> String {
+    BackendName::ALL.map(|backend| format!("`{}`", backend.name())).join(" or ")
+}
+
+pub(super) fn seconds(value: &OsStr) -> Value<Duration> {
+    match utf8(value).parse::<f64>() {
+        Ok(seconds) if (0.0..=SECONDS_MAX).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("seconds, 0 or more, such as 1 or 0.5".to_owned()),
+    }
+}
+
+pub(super) fn threads(value: &OsStr) -> Value<NonZeroUsize> {
+    match utf8(value).parse::<NonZeroUsize>() {
+        Ok(threads) if threads.get() <= THREADS_MAX => Ok(threads),
+        _ => Err(format!("a whole number from 1 to {THREADS_MAX}")),
+    }
+}
+
+pub(super) fn splice(value: &OsStr) -> Value<SpliceMode> {
+    match utf8(value) {
+        "auto" => Ok(SpliceMode::Auto),
+        "on" => Ok(SpliceMode::On),
+        "off" => Ok(SpliceMode::Off),
+        _ => Err("`auto`, `on` or `off`".to_owned()),
+    }
+}
+
+/// Bytes, or with the suffix K, M or G units of 1024, 1024² or 1024³ bytes.
+pub(super) fn size(value: &OsStr) -> Value<usize> {
+    let text = utf8(value);
+    let (digits, shift) = match text.as_bytes().last().map(u8::to_ascii_uppercase) {
+        Some(b'K') => (&text[..text.len() - 1], 10),
+        Some(b'M') => (&text[..text.len() - 1], 20),
+        Some(b'G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    // `parse` takes a leading plus sign, a size has none.
+    let number = digits.bytes().all(|b| b.is_ascii_digit()).then(|| digits.parse::<usize>().ok()).flatten();
+    number
+        .and_then(|number| number.checked_mul(1 << shift))
+        .ok_or_else(|| "a size in bytes, such as 4096, 64K or 1M".to_owned())
+}
+
+pub(super) fn fsname(value: &OsStr) -> Value<OsString> {
+    if is_fsname(value) {
+        return Ok(value.to_owned());
+    }
+    Err(format!("a name of 1 to {FSNAME_MAX_BYTES} bytes without newline"))
+}
+
+/// Whether `name` may stand as the source of a mount: the readers of /etc/mtab split at newlines, C strings at NUL.
+pub(crate) fn is_fsname(name: &OsStr) -> bool {
+    let bytes = name.as_bytes();
+    (1..=FSNAME_MAX_BYTES).contains(&bytes.len()) && !bytes.iter().any(|b| matches!(b, 0 | b'\n'))
+}
+
+pub(super) fn subtype(value: &OsStr) -> Value<String> {
+    let text = utf8(value);
+    let safe = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'+');
+    let good = text.len() == value.len() && text.len() <= SUBTYPE_MAX_BYTES && text.bytes().all(safe);
+    if good && !text.starts_with('.') {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "at most {SUBTYPE_MAX_BYTES} letters, digits, `.`, `_`, `-` or `+`, or nothing for the plain type fuse"
+    ))
+}
+
+pub(super) fn path(value: &OsStr) -> Value<PathBuf> {
+    if value.is_empty() {
+        return Err("a file to append the log to".to_owned());
+    }
+    Ok(Path::new(value).to_owned())
+}
