@@ -200,10 +200,10 @@ pub fn raise_limits() {
 /// Where CAP_SYS_RESOURCE allows it, no limit at all.
 fn lift_file_size_limit() {
     let none = Rlimit { current: None, maximum: None };
-    if rustix::process::getrlimit(Resource::Fsize).maximum.is_some() {
-        if let Err(error) = rustix::process::setrlimit(Resource::Fsize, none) {
-            log::debug!("RLIMIT_FSIZE stays: {error}");
-        }
+    if rustix::process::getrlimit(Resource::Fsize).maximum.is_some()
+        && let Err(error) = rustix::process::setrlimit(Resource::Fsize, none)
+    {
+        log::debug!("RLIMIT_FSIZE stays: {error}");
     }
 }
 

@@ -293,9 +293,9 @@ impl File {
 
     pub(crate) fn fsync(&self, data_only: bool) -> Result<()> {
         if data_only {
-            fdatasync(&*self.fd)?
+            fdatasync(&*self.fd)?;
         } else {
-            fsync(&*self.fd)?
+            fsync(&*self.fd)?;
         }
         Ok(())
     }

@@ -107,10 +107,10 @@ fn finish(mut child: Child, stderr: Option<ChildStderr>) {
 /// All the helper wrote to its stderr, in one line and without its name.
 fn said(stderr: Option<ChildStderr>) -> String {
     let mut bytes = Vec::new();
-    if let Some(mut stderr) = stderr {
-        if let Err(error) = stderr.read_to_end(&mut bytes) {
-            log::debug!("cannot read what {PROGRAM} says: {error}");
-        }
+    if let Some(mut stderr) = stderr
+        && let Err(error) = stderr.read_to_end(&mut bytes)
+    {
+        log::debug!("cannot read what {PROGRAM} says: {error}");
     }
     let text = String::from_utf8_lossy(&bytes);
     let lines = text.lines().map(|line| line.split_once(": ").map_or(line, |(_program, rest)| rest));

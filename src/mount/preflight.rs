@@ -92,10 +92,10 @@ impl Created {
 
 impl Drop for Created {
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
-            if let Err(error) = fs::remove_dir(path) {
-                log::warn!("cannot remove {}, made for the mount: {error}", path.display());
-            }
+        if let Some(path) = &self.0
+            && let Err(error) = fs::remove_dir(path)
+        {
+            log::warn!("cannot remove {}, made for the mount: {error}", path.display());
         }
     }
 }

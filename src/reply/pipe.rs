@@ -48,7 +48,7 @@ impl Pipe {
     /// Whether a reply of `bytes` in `segments` segments fits: a slot a page, one more for each end of a segment that
     /// is not on a page boundary, and one for the header.
     pub(super) fn fits(&self, bytes: usize, segments: usize) -> bool {
-        bytes.div_ceil(PAGE) + segments + 1 <= self.slots
+        bytes.div_ceil(PAGE) + segments < self.slots
     }
 }
 
