@@ -45,6 +45,8 @@ pub struct File {
     /// through its own page cache meanwhile (mmap(2)), whose lengths `O_DIRECT` would refuse.
     direct: Option<OwnedFd>,
     contents: Contents,
+    /// The source takes nothing but appended bytes (chattr(1) `+a`), and the descriptor writes at the end alone.
+    append_only: bool,
 }
 
 /// The flags of open(2) that are passed on to the source. `O_APPEND` is not: it would send the write-back of a mapped
@@ -72,8 +74,10 @@ impl Tree {
         }
         let passed = passed_on(flags, noatime);
         let fd = match self.open_node(node, passed) {
-            Err(e) if e.errno() == Errno::EPERM && passed.contains(OFlags::NOATIME) => {
-                self.open_node(node, passed - OFlags::NOATIME)
+            // O_NOATIME is the owner's alone to ask for; an append-only file is opened for writing with O_APPEND alone.
+            Err(e) if e.errno() == Errno::EPERM => {
+                let append = if flags.has(libc::O_APPEND) { OFlags::APPEND } else { OFlags::empty() };
+                self.open_node(node, (passed - OFlags::NOATIME) | append)
             }
             other => other,
         }?;
@@ -103,7 +107,7 @@ impl Tree {
     }
 
     fn truncate_opened(&self, caller: &Caller, fd: &OwnedFd, flags: OpenFlags) -> Result<()> {
-        let _guard = caller.without_fsetid()?;
+        let _guard = caller.clearing(fstat(fd)?.st_mode)?;
         if flags.writes() {
             return Ok(ftruncate(fd, 0)?);
         }
@@ -127,7 +131,8 @@ impl Tree {
         node.opened(&fd);
         let stream = contents == Contents::Stream;
         let direct_io = stream || contents == Contents::Pseudo;
-        Ok(Opened { file: File { fd, direct, contents }, direct_io, stream })
+        let append_only = flags.has(libc::O_APPEND) && rustix::fs::fcntl_getfl(&fd)?.contains(OFlags::APPEND);
+        Ok(Opened { file: File { fd, direct, contents, append_only }, direct_io, stream })
     }
 
     fn contents(&self, node: &Arc<Node>, fd: &OwnedFd, flags: OpenFlags) -> Result<Contents> {
@@ -155,7 +160,8 @@ impl Tree {
         }
         let fd = self.open_node(node, OFlags::RDONLY)?;
         let size = sys::ioctl::block_device_size(&fd)?;
-        let file = File { fd: Arc::new(fd), direct: None, contents: Contents::Device(size) };
+        let file =
+            File { fd: Arc::new(fd), direct: None, contents: Contents::Device(size), append_only: false };
         Ok(Opened { file, direct_io: false, stream: false })
     }
 }
@@ -270,6 +276,10 @@ impl File {
     fn write_some(&self, offset: u64, data: &[u8], mode: WriteMode) -> rustix::io::Result<usize> {
         if self.contents == Contents::Stream {
             return rustix::io::write(&*self.fd, data);
+        }
+        if mode.from_page_cache && self.append_only {
+            // A mapped page cannot be written back where it belongs; mapping such a file is refused natively.
+            return Err(Os::PERM);
         }
         if mode.from_page_cache {
             return pwrite(&*self.fd, data, offset);

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use rustix::fs::{
     AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chmodat, chownat, ftruncate, utimensat,
 };
-use splicefs_core::sys::creds::As;
 use splicefs_core::{Attr, Caller, Errno, FileKind, Result, SetAttr, SetTime, sys};
 
 use crate::file::File;
@@ -36,7 +35,7 @@ impl Tree {
             &held
         };
         if change.uid.is_some() || change.gid.is_some() {
-            let _guard = self.as_one_who_clears(caller, fd)?;
+            let _guard = caller.clearing(mode_of(fd)?)?;
             let uid = change.uid.map(Uid::from_raw);
             let gid = change.gid.map(Gid::from_raw);
             chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH)?;
@@ -48,7 +47,7 @@ impl Tree {
             if node.identity().kind() == FileKind::BlockDevice {
                 return Err(Errno::EROFS.into());
             }
-            let _guard = self.as_one_who_clears(caller, fd)?;
+            let _guard = caller.clearing(mode_of(fd)?)?;
             match file {
                 Some(file) if writable(file)? => ftruncate(fd, size)?,
                 _ => ftruncate(sys::reopen(fd, OFlags::WRONLY | OFlags::NONBLOCK)?, size)?,
@@ -61,20 +60,10 @@ impl Tree {
         }
         Ok(self.attr(&stat::of_fd(fd)?))
     }
+}
 
-    /// The daemon without the right to keep setuid and setgid bits, unless the caller is root. Whether a setgid bit
-    /// without group execution survives depends on the caller's groups (`setattr_should_drop_sgid` in fs/attr.c), so
-    /// for such a file they are taken on as well.
-    fn as_one_who_clears(&self, caller: &Caller, fd: &OwnedFd) -> Result<sys::creds::Guard> {
-        const SETGID_ALONE: u16 = 0o2000;
-        if caller.uid != 0 {
-            let mode = stat::of_fd(fd)?.stx_mode;
-            if mode & 0o2010 == SETGID_ALONE {
-                return caller.act(As::Creator, true);
-            }
-        }
-        caller.without_fsetid()
-    }
+fn mode_of(fd: &OwnedFd) -> Result<u32> {
+    Ok(u32::from(stat::of_fd(fd)?.stx_mode))
 }
 
 fn writable(file: &File) -> Result<bool> {

@@ -194,15 +194,6 @@ impl Tree {
         true
     }
 
-    /// The directory that holds `node`.
-    pub(crate) fn parent(&self, node: &Arc<Node>) -> Result<Arc<Node>> {
-        match node.place() {
-            Place::At(parent, _) => Ok(parent),
-            _ if Arc::ptr_eq(node, &self.root) => Ok(self.root()),
-            _ => Err(Errno::ESTALE.into()),
-        }
-    }
-
     /// A descriptor of `node`, often `O_PATH`. Directories on the way to it are opened as far as needed.
     ///
     /// # Errors

@@ -19,21 +19,11 @@ impl Tree {
         Ok(value)
     }
 
-    pub(crate) fn get_xattr_size(&self, node: &Arc<Node>, name: &CStr) -> Result<usize> {
-        let fd = self.descriptor(node)?;
-        Ok(getxattr(path_of(&fd), name, &mut [0u8; 0][..])?)
-    }
-
     pub(crate) fn list_xattr(&self, node: &Arc<Node>, limit: usize) -> Result<Vec<u8>> {
         let fd = self.descriptor(node)?;
         let mut names = Vec::with_capacity(limit);
         listxattr(path_of(&fd), spare_capacity(&mut names))?;
         Ok(names)
-    }
-
-    pub(crate) fn list_xattr_size(&self, node: &Arc<Node>) -> Result<usize> {
-        let fd = self.descriptor(node)?;
-        Ok(listxattr(path_of(&fd), &mut [0u8; 0][..])?)
     }
 
     /// Sets an attribute. An access ACL takes the setgid bit with it when it is set by one outside the file's group:

@@ -160,8 +160,6 @@ pub trait Backend: Send + Sync + 'static {
     fn id(&self, node: &Self::Node) -> NodeId;
     /// The node that `name` leads to.
     fn lookup(&self, parent: &Arc<Self::Node>, name: &Name) -> Result<Entry<Self::Node>>;
-    /// The directory that holds this one; the root's is the root.
-    fn parent(&self, node: &Arc<Self::Node>) -> Result<Arc<Self::Node>>;
     /// The attributes, through the open file where there is one.
     fn getattr(&self, node: &Arc<Self::Node>, file: Option<&Self::File>) -> Result<Attr>;
     /// Changes attributes and returns them all. Setuid, setgid and capabilities are cleared as a local file system
@@ -256,12 +254,8 @@ pub trait Backend: Send + Sync + 'static {
     fn statfs(&self, node: &Arc<Self::Node>) -> Result<StatFs>;
     /// The value of an extended attribute, of at most `limit` bytes (`ERANGE` over that).
     fn getxattr(&self, node: &Arc<Self::Node>, name: &std::ffi::CStr, limit: usize) -> Result<Vec<u8>>;
-    /// The size of the value of an extended attribute.
-    fn getxattr_size(&self, node: &Arc<Self::Node>, name: &std::ffi::CStr) -> Result<usize>;
     /// The names of the extended attributes, each ended by a NUL, of at most `limit` bytes.
     fn listxattr(&self, node: &Arc<Self::Node>, limit: usize) -> Result<Vec<u8>>;
-    /// The size of the list of names.
-    fn listxattr_size(&self, node: &Arc<Self::Node>) -> Result<usize>;
     /// Sets an extended attribute.
     fn setxattr(
         &self,

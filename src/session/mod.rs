@@ -14,7 +14,7 @@ use splicefs_core::Backend;
 pub use crate::reply::max_read_bytes;
 use crate::reply::{Counters, Engine, Policy, ZeroSource, probe};
 use crate::transport::{Port, Worker};
-use crate::vfs::{Access, Lifetimes, SpliceState, Stats, Vfs, Wakeups};
+use crate::vfs::{Access, Lifetimes, SpliceState, Stats, Vfs};
 use negotiate::{Handshake, MAX_WRITE};
 
 /// Reads of fewer bytes are copied, since that is the faster of the two (`mount-tests/bench`, splice_min).
@@ -90,12 +90,10 @@ pub fn start<B: Backend>(backend: B, device: OwnedFd, config: &SessionConfig) ->
     let handshake = Handshake::new(device)?;
     let counters = Arc::new(Counters::default());
     let zeros = Arc::new(ZeroSource::new()?);
-    let waker = port.clone();
-    let wakeups = Wakeups::new(move |kernel_handle| waker.wake(kernel_handle))?;
     let lifetimes = Lifetimes { entry: config.entry_timeout, attr: config.attr_timeout };
     let access = Access { owner: config.owner, owner_and_root_only: config.allow_root };
     let stats = Stats::new(splice, counters.clone());
-    let vfs = Arc::new(Vfs::new(backend, lifetimes, access, stats, Some(wakeups)));
+    let vfs = Arc::new(Vfs::new(backend, lifetimes, access, stats, port.clone())?);
     let threads = config.threads.map_or_else(default_threads, NonZeroUsize::get);
     let mut workers = Vec::with_capacity(threads);
     for i in 0..threads {

@@ -19,8 +19,9 @@ const WANTED: &[InitFlags] = &[
     InitFlags::FUSE_MAX_PAGES,
     // OPEN truncates (vfs::files).
     InitFlags::FUSE_ATOMIC_O_TRUNC,
-    // `.` and `..` are looked up for file handles (vfs::names).
-    InitFlags::FUSE_EXPORT_SUPPORT,
+    // A file handle could only be resolved as long as the kernel remembers its node: open_by_handle_at(2) says so at
+    // once instead of failing some of the time.
+    InitFlags::FUSE_NO_EXPORT_SUPPORT,
     // The umask comes with the request, and a default ACL overrides it (core::sys::creds).
     InitFlags::FUSE_DONT_MASK,
     InitFlags::FUSE_POSIX_ACL,

@@ -35,8 +35,14 @@ pub(crate) enum Reply {
 /// A payload that hands nothing over.
 const BODY: Reply = Reply::Body(Given::NOTHING);
 
+/// Who asks. Root keeps setuid and setgid bits, unless the request says otherwise.
 fn caller(header: &InHeader, umask: u32) -> Caller {
-    Caller { uid: header.uid, gid: header.gid, pid: header.pid, umask }
+    Caller { uid: header.uid, gid: header.gid, pid: header.pid, umask, fsetid: header.uid == 0 }
+}
+
+/// Who asks, where the kernel says whether setuid and setgid bits must go (`kill`).
+fn changer(header: &InHeader, kill: bool) -> Caller {
+    Caller { fsetid: !kill, ..caller(header, 0) }
 }
 
 fn flags(raw: u32) -> OpenFlags {
@@ -106,11 +112,7 @@ impl<B: Backend> Worker<B> {
                 self.out.extend_from_slice(&target);
                 return Ok(BODY);
             }
-            Opcode::Lookup => match request.text()?.to_bytes() {
-                b"." => self.vfs.lookup_relative(id, false)?,
-                b".." => self.vfs.lookup_relative(id, true)?,
-                name => self.vfs.lookup(id, &splicefs_core::Name::new(name)?)?,
-            },
+            Opcode::Lookup => self.vfs.lookup(id, &request.name()?)?,
             Opcode::Mknod => {
                 let MknodIn { mode, rdev, umask, .. } = request.take()?;
                 let name = request.name()?;
@@ -167,7 +169,12 @@ impl<B: Backend> Worker<B> {
             _ => {
                 let set: SetattrIn = request.take()?;
                 let handle = (set.valid & flag::FATTR_FH != 0).then_some(HandleId(set.fh));
-                self.vfs.setattr(&caller(&request.header, 0), id, handle, &changes(&set))?
+                let by = if set.valid & flag::FATTR_SIZE != 0 {
+                    changer(&request.header, set.valid & flag::FATTR_KILL_SUIDGID != 0)
+                } else {
+                    caller(&request.header, 0)
+                };
+                self.vfs.setattr(&by, id, handle, &changes(&set))?
             }
         };
         put(&mut self.out, &answer::attr(&attr, self.vfs.lifetimes()));
@@ -179,7 +186,8 @@ impl<B: Backend> Worker<B> {
         match opcode {
             Opcode::Open => {
                 let open: OpenIn = request.take()?;
-                let handle = self.vfs.open(&caller(&request.header, 0), id, flags(open.flags))?;
+                let by = changer(&request.header, open.open_flags & flag::OPEN_KILL_SUIDGID != 0);
+                let handle = self.vfs.open(&by, id, flags(open.flags))?;
                 put(&mut self.out, &answer::open(&handle));
                 Ok(Reply::Body(Given { file: Some(handle.id), ..Given::NOTHING }))
             }
@@ -225,9 +233,9 @@ impl<B: Backend> Worker<B> {
         let data = request.bytes(write.size)?;
         let from_page_cache = write.write_flags & flag::WRITE_CACHE != 0;
         let append = flags(write.flags).has(libc::O_APPEND) && !from_page_cache;
-        let kill = write.write_flags & flag::WRITE_KILL_SUIDGID != 0;
+        let by = changer(&request.header, write.write_flags & flag::WRITE_KILL_SUIDGID != 0);
         let mode = WriteMode { append, from_page_cache };
-        let written = self.vfs.write(HandleId(write.fh), write.offset, data, mode, kill)?;
+        let written = self.vfs.write(&by, HandleId(write.fh), write.offset, data, mode)?;
         put(&mut self.out, &WriteOut { size: u32::try_from(written).unwrap_or(write.size), padding: 0 });
         Ok(BODY)
     }
@@ -280,12 +288,13 @@ impl<B: Backend> Worker<B> {
         if ioctl.flags & flag::IOCTL_UNRESTRICTED != 0 {
             return Err(Errno::ENOTTY.into());
         }
+        let id = NodeId(request.header.nodeid);
         let input = request.bytes(ioctl.in_size)?;
         let wanted = Ioctl { command: ioctl.cmd, input, output_len: length(u64::from(ioctl.out_size)) };
         let (result, bytes) = if ioctl.flags & flag::IOCTL_DIR != 0 {
-            self.vfs.ioctl_dir(HandleId(ioctl.fh), wanted)?
+            self.vfs.ioctl_dir(id, HandleId(ioctl.fh), wanted)?
         } else {
-            self.vfs.ioctl_file(HandleId(ioctl.fh), wanted)?
+            self.vfs.ioctl_file(id, HandleId(ioctl.fh), wanted)?
         };
         put(&mut self.out, &IoctlOut { result, flags: 0, in_iovs: 1, out_iovs: 1 });
         self.out.extend_from_slice(&bytes);
@@ -354,19 +363,19 @@ impl<B: Backend> Worker<B> {
             _ => {}
         }
         let GetxattrIn { size, .. } = request.take()?;
-        let limit = length(u64::from(size.min(XATTR_MAX)));
-        if size == 0 {
-            let size = match opcode {
-                Opcode::Getxattr => self.vfs.getxattr_size(&by, id, request.text()?)?,
-                _ => self.vfs.listxattr_size(id)?,
-            };
-            put(&mut self.out, &GetxattrOut { size: u32::try_from(size).unwrap_or(XATTR_MAX), padding: 0 });
-            return Ok(BODY);
-        }
+        // A caller that asks for the size alone gives none to keep to.
+        let limit = length(u64::from(if size == 0 { XATTR_MAX } else { size.min(XATTR_MAX) }));
         let value = match opcode {
             Opcode::Getxattr => self.vfs.getxattr(&by, id, request.text()?, limit)?,
             _ => self.vfs.listxattr(id, limit)?,
         };
+        if size == 0 {
+            put(
+                &mut self.out,
+                &GetxattrOut { size: u32::try_from(value.len()).unwrap_or(XATTR_MAX), padding: 0 },
+            );
+            return Ok(BODY);
+        }
         self.out.clear();
         self.out.extend_from_slice(&value);
         Ok(BODY)

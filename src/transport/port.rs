@@ -4,10 +4,11 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno as Os, writev};
-use splicefs_core::Errno;
+use splicefs_core::{Errno, NodeId};
 
-use super::wire::{PollWakeupOut, flag};
+use super::wire::{InvalInodeOut, PollWakeupOut, flag};
 use crate::reply::{HEADER, header};
+use crate::vfs::Kernel;
 use zerocopy::IntoBytes;
 
 /// A `/dev/fuse` descriptor. A reply must go to the descriptor that read its request, so all threads share one.
@@ -60,16 +61,25 @@ impl Port {
         }
     }
 
-    /// Wakes the waiter of poll(2) that the kernel gave the number `kernel_handle`.
-    ///
-    /// # Errors
-    /// Those of write(2) on the device.
-    pub fn wake(&self, kernel_handle: u64) -> std::io::Result<()> {
-        let body = PollWakeupOut { kh: kernel_handle };
-        // A notification is a reply to no request, with its code where the error would stand.
-        let mut head = header(0, size_of::<PollWakeupOut>(), None);
-        head[4..8].copy_from_slice(&flag::NOTIFY_POLL.to_ne_bytes());
-        writev(&self.0, &[IoSlice::new(&head), IoSlice::new(body.as_bytes())])?;
-        Ok(())
+    /// Sends a notification: a reply to no request, with its code where the error would stand.
+    fn notify(&self, code: i32, body: &[u8]) -> std::io::Result<()> {
+        let mut head = header(0, body.len(), None);
+        head[4..8].copy_from_slice(&code.to_ne_bytes());
+        match writev(&self.0, &[IoSlice::new(&head), IoSlice::new(body)]) {
+            // The kernel knows the node or the waiter no longer.
+            Ok(_) | Err(Os::NOENT) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+impl Kernel for Port {
+    fn wake(&self, waiter: u64) -> std::io::Result<()> {
+        self.notify(flag::NOTIFY_POLL, PollWakeupOut { kh: waiter }.as_bytes())
+    }
+
+    fn attributes_changed(&self, id: NodeId) -> std::io::Result<()> {
+        // A negative offset leaves the page cache alone, whose locks the request being served may hold.
+        self.notify(flag::NOTIFY_INVAL_INODE, InvalInodeOut { ino: id.0, off: -1, len: 0 }.as_bytes())
     }
 }

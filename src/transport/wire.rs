@@ -68,6 +68,7 @@ structures! { IntoBytes:
     IoctlOut { result: i32, flags: u32, in_iovs: u32, out_iovs: u32 }
     PollOut { revents: u32, padding: u32 }
     PollWakeupOut { kh: u64 }
+    InvalInodeOut { ino: u64, off: i64, len: i64 }
     LseekOut { offset: u64 }
     Dirent { ino: u64, off: u64, namelen: u32, kind: u32 }
 }
@@ -84,6 +85,8 @@ pub(crate) mod flag {
     pub(crate) const FATTR_FH: u32 = 1 << 6;
     pub(crate) const FATTR_ATIME_NOW: u32 = 1 << 7;
     pub(crate) const FATTR_MTIME_NOW: u32 = 1 << 8;
+    pub(crate) const FATTR_KILL_SUIDGID: u32 = 1 << 11;
+    pub(crate) const OPEN_KILL_SUIDGID: u32 = 1;
     pub(crate) const WRITE_CACHE: u32 = 1;
     pub(crate) const WRITE_KILL_SUIDGID: u32 = 1 << 2;
     pub(crate) const FSYNC_FDATASYNC: u32 = 1;
@@ -97,6 +100,8 @@ pub(crate) mod flag {
     pub(crate) const FOPEN_NOFLUSH: u32 = 1 << 5;
     /// Message code of a poll wake-up (`FUSE_NOTIFY_POLL`).
     pub(crate) const NOTIFY_POLL: i32 = 1;
+    /// Message code of an invalidation of attributes or data (`FUSE_NOTIFY_INVAL_INODE`).
+    pub(crate) const NOTIFY_INVAL_INODE: i32 = 2;
 }
 
 #[cfg(test)]

@@ -60,7 +60,9 @@ impl<B: Backend> Vfs<B> {
     }
 
     /// As ioctl(2) on a directory.
-    pub fn ioctl_dir(&self, id: HandleId, request: Ioctl<'_>) -> Result<(i32, Vec<u8>)> {
-        self.backend.ioctl_dir(&*self.dirs.get(id)?, request)
+    pub fn ioctl_dir(&self, id: NodeId, handle: HandleId, request: Ioctl<'_>) -> Result<(i32, Vec<u8>)> {
+        let result = self.backend.ioctl_dir(&*self.dirs.get(handle)?, request)?;
+        self.ioctl_done(id, request);
+        Ok(result)
     }
 }

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use splicefs_core::sys::creds;
+use splicefs_core::sys::{creds, ioctl};
 use splicefs_core::{
     Backend, Caller, CreateFlags, HandleId, Ioctl, Name, NodeId, OpenFlags, Opened, Result, SeekTo, Span,
     WriteMode,
@@ -25,10 +25,19 @@ impl<B: Backend> Vfs<B> {
     /// Opens a regular file.
     pub fn open(&self, caller: &Caller, id: NodeId, flags: OpenFlags) -> Result<Handle> {
         let vnode = self.node(id)?;
+        if !flags.has(libc::O_TRUNC) {
+            let opened = self.backend.open(caller, &vnode.node, flags)?;
+            return Ok(self.handle(vnode, opened, flags));
+        }
+        let special =
+            !caller.fsetid && creds::has_special_bits(self.backend.getattr(&vnode.node, None)?.mode);
         let opened = {
-            let _alone = flags.has(libc::O_TRUNC).then(|| vnode.shrink.write());
+            let _alone = vnode.shrink.write();
             self.backend.open(caller, &vnode.node, flags)?
         };
+        if special {
+            self.attributes_changed(id);
+        }
         Ok(self.handle(vnode, opened, flags))
     }
 
@@ -79,18 +88,34 @@ impl<B: Backend> Vfs<B> {
         Ok(engine.send(device, unique, &plan))
     }
 
-    /// Writes. `kill` says that setuid and setgid bits must go, as the kernel has decided for the caller.
+    /// Changes contents in the role of `caller`, for whom the source clears setuid and setgid bits as it must. The
+    /// kernel has the mode in its cache, and learns of that.
+    fn change<T>(&self, caller: &Caller, open: &OpenFile<B>, how: impl FnOnce() -> Result<T>) -> Result<T> {
+        if caller.fsetid {
+            return how();
+        }
+        let mode = self.backend.getattr(&open.vnode.node, Some(&open.file))?.mode;
+        let result = {
+            let _guard = caller.clearing(mode)?;
+            how()
+        };
+        if creds::has_special_bits(mode) {
+            self.attributes_changed(self.backend.id(&open.vnode.node));
+        }
+        result
+    }
+
+    /// Writes.
     pub fn write(
         &self,
+        caller: &Caller,
         id: HandleId,
         offset: u64,
         data: &[u8],
         mode: WriteMode,
-        kill: bool,
     ) -> Result<usize> {
         let open = self.open_file(id)?;
-        let _guard = if kill { Some(creds::without_fsetid()?) } else { None };
-        self.backend.write(&open.file, offset, data, mode)
+        self.change(caller, &open, || self.backend.write(&open.file, offset, data, mode))
     }
 
     /// A descriptor of the file is closed.
@@ -112,8 +137,7 @@ impl<B: Backend> Vfs<B> {
     pub fn fallocate(&self, caller: &Caller, id: HandleId, mode: u32, offset: u64, len: u64) -> Result<()> {
         let open = self.open_file(id)?;
         let _alone = (mode & MOVES_OR_DROPS != 0).then(|| open.vnode.shrink.write());
-        let _guard = caller.without_fsetid()?;
-        self.backend.fallocate(&open.file, mode, offset, len)
+        self.change(caller, &open, || self.backend.fallocate(&open.file, mode, offset, len))
     }
 
     /// The next data or hole.
@@ -130,12 +154,22 @@ impl<B: Backend> Vfs<B> {
         len: usize,
     ) -> Result<usize> {
         let (source, target) = (self.open_file(from.0)?, self.open_file(to.0)?);
-        let _guard = caller.without_fsetid()?;
-        self.backend.copy_range((&source.file, from.1), (&target.file, to.1), len)
+        self.change(caller, &target, || {
+            self.backend.copy_range((&source.file, from.1), (&target.file, to.1), len)
+        })
     }
 
     /// As ioctl(2) on a file.
-    pub fn ioctl_file(&self, id: HandleId, request: Ioctl<'_>) -> Result<(i32, Vec<u8>)> {
-        self.backend.ioctl_file(&self.open_file(id)?.file, request)
+    pub fn ioctl_file(&self, id: NodeId, handle: HandleId, request: Ioctl<'_>) -> Result<(i32, Vec<u8>)> {
+        let result = self.backend.ioctl_file(&self.open_file(handle)?.file, request)?;
+        self.ioctl_done(id, request);
+        Ok(result)
+    }
+
+    /// The kernel has the change time in its cache.
+    pub(super) fn ioctl_done(&self, id: NodeId, request: Ioctl<'_>) {
+        if ioctl::changes_attributes(request.command) {
+            self.attributes_changed(id);
+        }
     }
 }

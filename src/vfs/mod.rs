@@ -8,13 +8,14 @@ mod names;
 mod poll;
 mod xattrs;
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
 use splicefs_core::{Attr, Backend, Entry, HandleId, HandleTable, NodeId, NodeTable, Result};
 
-pub use poll::Wakeups;
+use poll::Wakeups;
 pub use xattrs::{Report, STATS_XATTR, SpliceState, Stats};
 
 /// How long the kernel may trust what it was told.
@@ -33,6 +34,20 @@ pub struct Access {
     pub owner: u32,
     /// Only that user and root get in (`allow_root`).
     pub owner_and_root_only: bool,
+}
+
+/// What the vfs tells the kernel unasked.
+pub trait Kernel: Send + Sync + 'static {
+    /// Wakes the waiter of poll(2) that the kernel gave this number.
+    ///
+    /// # Errors
+    /// Those of the transport.
+    fn wake(&self, waiter: u64) -> io::Result<()>;
+    /// The node's attributes are no longer those the kernel was told of. Safe to call while a request is being served.
+    ///
+    /// # Errors
+    /// Those of the transport.
+    fn attributes_changed(&self, id: NodeId) -> io::Result<()>;
 }
 
 /// A node the kernel knows.
@@ -60,7 +75,8 @@ pub struct Vfs<B: Backend> {
     lifetimes: Lifetimes,
     access: Access,
     stats: Stats,
-    wakeups: Option<Wakeups>,
+    kernel: Arc<dyn Kernel>,
+    wakeups: Wakeups,
 }
 
 /// A node as the kernel is told of it.
@@ -86,17 +102,19 @@ pub struct Handle {
 }
 
 impl<B: Backend> Vfs<B> {
-    /// Serves `backend`. Without `wakeups`, poll(2) on files that are not always ready tells their state at the time of
-    /// the call only.
+    /// Serves `backend` to `kernel`.
+    ///
+    /// # Errors
+    /// Those of epoll_create1(2).
     pub fn new(
         backend: B,
         lifetimes: Lifetimes,
         access: Access,
         stats: Stats,
-        wakeups: Option<Wakeups>,
-    ) -> Self {
+        kernel: Arc<dyn Kernel>,
+    ) -> io::Result<Self> {
         let root = VNode { node: backend.root(), shrink: RwLock::new(()) };
-        Self {
+        Ok(Self {
             nodes: NodeTable::new(Arc::new(root)),
             files: HandleTable::default(),
             dirs: HandleTable::default(),
@@ -104,7 +122,15 @@ impl<B: Backend> Vfs<B> {
             lifetimes,
             access,
             stats,
-            wakeups,
+            wakeups: Wakeups::new(kernel.clone())?,
+            kernel,
+        })
+    }
+
+    /// The kernel may have attributes of the node that a request has just changed behind its back.
+    fn attributes_changed(&self, id: NodeId) {
+        if let Err(e) = self.kernel.attributes_changed(id) {
+            log::warn!("the kernel keeps old attributes of node {id} for a while: {e}");
         }
     }
 

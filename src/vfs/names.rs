@@ -1,7 +1,7 @@
 //! Names, attributes and what changes them.
 
 use splicefs_core::{
-    Attr, Backend, Caller, Entry, HandleId, Make, Name, NodeId, RenameFlags, Result, SetAttr, StatFs,
+    Attr, Backend, Caller, HandleId, Make, Name, NodeId, RenameFlags, Result, SetAttr, StatFs,
 };
 
 use super::{Found, Vfs};
@@ -11,14 +11,6 @@ impl<B: Backend> Vfs<B> {
     pub fn lookup(&self, parent: NodeId, name: &Name) -> Result<Found> {
         let parent = self.node(parent)?;
         Ok(self.remember(self.backend.lookup(&parent.node, name)?).0)
-    }
-
-    /// The node itself, or the directory that holds it: what a file handle is resolved with (`FUSE_EXPORT_SUPPORT`).
-    pub fn lookup_relative(&self, id: NodeId, parent: bool) -> Result<Found> {
-        let node = self.node(id)?.node.clone();
-        let node = if parent { self.backend.parent(&node)? } else { node };
-        let attr = self.backend.getattr(&node, None)?;
-        Ok(self.remember(Entry { node, attr }).0)
     }
 
     /// The kernel gives `count` references back.

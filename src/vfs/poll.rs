@@ -8,30 +8,24 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use splicefs_core::{Backend, HandleId, Result};
 
-use super::Vfs;
-
-/// Tells the kernel that a file is ready: called with the number the kernel gave for its waiter.
-type Notify = Box<dyn Fn(u64) -> io::Result<()> + Send + Sync>;
+use super::{Kernel, Vfs};
 
 /// Files that someone waits for, watched by a thread that starts with the first of them.
-pub struct Wakeups {
+pub(super) struct Wakeups {
     watcher: Arc<Watcher>,
     started: OnceLock<bool>,
 }
 
 struct Watcher {
     epoll: OwnedFd,
-    notify: Notify,
+    kernel: Arc<dyn Kernel>,
 }
 
 impl Wakeups {
-    /// Wakes by `notify`, from a thread of its own: a notification sent by a worker could wait for itself.
-    ///
-    /// # Errors
-    /// Those of epoll_create1(2).
-    pub fn new(notify: impl Fn(u64) -> io::Result<()> + Send + Sync + 'static) -> io::Result<Self> {
+    /// Wakes the waiters of `kernel`.
+    pub(super) fn new(kernel: Arc<dyn Kernel>) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { watcher: Arc::new(Watcher { epoll, notify: Box::new(notify) }), started: OnceLock::new() })
+        Ok(Self { watcher: Arc::new(Watcher { epoll, kernel }), started: OnceLock::new() })
     }
 
     /// Wakes waiter `kernel_handle` once, when one of `events` comes true of `fd`. Closing `fd` ends the wait.
@@ -63,7 +57,7 @@ impl Watcher {
                 Err(e) => return log::error!("waiting for files to become ready: {e}"),
             }
             for event in events {
-                if let Err(e) = (self.notify)(event.data.u64()) {
+                if let Err(e) = self.kernel.wake(event.data.u64()) {
                     log::debug!("waking a waiter of poll(2): {e}");
                 }
             }
@@ -85,9 +79,9 @@ impl<B: Backend> Vfs<B> {
         poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
         let ready = u32::from(fds[0].revents().bits());
         if ready == 0
-            && let (Some(waiter), Some(wakeups)) = (waiter, &self.wakeups)
+            && let Some(waiter) = waiter
         {
-            wakeups.watch(fd.as_fd(), events, waiter)?;
+            self.wakeups.watch(fd.as_fd(), events, waiter)?;
         }
         Ok(ready)
     }

@@ -93,14 +93,6 @@ impl<B: Backend> Vfs<B> {
         Ok(Some(serde_json::to_vec(&self.report()).map_err(|_| Errno::EIO)?))
     }
 
-    /// The size of the value of an attribute.
-    pub fn getxattr_size(&self, caller: &Caller, id: NodeId, name: &CStr) -> Result<usize> {
-        match self.stats_value(caller, id, name)? {
-            Some(value) => Ok(value.len()),
-            None => self.backend.getxattr_size(&self.node(id)?.node, name),
-        }
-    }
-
     /// The value of an attribute, of at most `limit` bytes.
     pub fn getxattr(&self, caller: &Caller, id: NodeId, name: &CStr, limit: usize) -> Result<Vec<u8>> {
         match self.stats_value(caller, id, name)? {
@@ -108,11 +100,6 @@ impl<B: Backend> Vfs<B> {
             Some(value) => Ok(value),
             None => self.backend.getxattr(&self.node(id)?.node, name, limit),
         }
-    }
-
-    /// The size of the list of names.
-    pub fn listxattr_size(&self, id: NodeId) -> Result<usize> {
-        self.backend.listxattr_size(&self.node(id)?.node)
     }
 
     /// The names of the attributes.

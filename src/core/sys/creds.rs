@@ -27,6 +27,8 @@ pub struct Caller {
     pub pid: u32,
     /// Permission bits that what is created must not have, until a default ACL says otherwise (umask(2)).
     pub umask: u32,
+    /// Whether setuid and setgid bits survive what the caller changes (CAP_FSETID).
+    pub fsetid: bool,
 }
 
 /// How much of the caller a thread becomes.
@@ -135,7 +137,7 @@ fn fs_ids() -> (Uid, Gid) {
 
 impl Caller {
     /// The daemon itself, with no umask.
-    pub const DAEMON: Self = Self { uid: 0, gid: 0, pid: 0, umask: 0 };
+    pub const DAEMON: Self = Self { uid: 0, gid: 0, pid: 0, umask: 0, fsetid: true };
 
     /// Acts for the caller until the guard is dropped. `needs_groups` says that it matters whether a group is among
     /// the caller's supplementary groups, which costs reading them from procfs.
@@ -167,13 +169,17 @@ impl Caller {
         Ok(guard)
     }
 
-    /// Gives up the right to keep setuid and setgid bits (CAP_FSETID) until the guard is dropped, unless the caller
-    /// is root.
+    /// Acts as one for whom a change to a file with `mode` clears its setuid and setgid bits as the caller's own would,
+    /// until the guard is dropped. A setgid bit without group execution stays for members of the group
+    /// (`setattr_should_drop_sgid` in fs/attr.c), so for such a file the caller's groups are taken on as well.
     ///
     /// # Errors
-    /// Those of capset(2).
-    pub fn without_fsetid(&self) -> Result<Guard> {
-        if self.uid == 0 { Ok(Guard::none()) } else { without_fsetid() }
+    /// As [`Caller::act`].
+    pub fn clearing(&self, mode: u32) -> Result<Guard> {
+        if self.fsetid || !has_special_bits(mode) {
+            return Ok(Guard::none());
+        }
+        if mode & 0o2010 == 0o2000 { self.act(As::Creator, true) } else { without_fsetid() }
     }
 
     /// The caller's supplementary groups, from procfs.
@@ -192,11 +198,13 @@ impl Caller {
     }
 }
 
-/// As [`Caller::without_fsetid`], for whoever asks: the kernel has said that the bits must go.
-///
-/// # Errors
-/// Those of capset(2).
-pub fn without_fsetid() -> Result<Guard> {
+/// Whether a mode has a setuid or setgid bit.
+pub fn has_special_bits(mode: u32) -> bool {
+    mode & 0o6000 != 0
+}
+
+/// Gives up the right to keep setuid and setgid bits (CAP_FSETID) until the guard is dropped.
+fn without_fsetid() -> Result<Guard> {
     let own = own()?;
     let mut guard = Guard::none();
     if own.caps.effective.contains(CapabilitySet::FSETID) {
@@ -224,8 +232,13 @@ mod tests {
     #[test]
     fn a_guard_masks_and_its_drop_gives_everything_back() {
         let dir = tempfile::tempdir().unwrap();
-        let caller =
-            Caller { uid: Uid::effective().as_raw(), gid: Gid::effective().as_raw(), pid: 0, umask: 0o027 };
+        let caller = Caller {
+            uid: Uid::effective().as_raw(),
+            gid: Gid::effective().as_raw(),
+            pid: 0,
+            umask: 0o027,
+            fsetid: true,
+        };
         let before = fs_ids();
         {
             let _guard = caller.act(As::Creator, false).unwrap();
@@ -244,7 +257,7 @@ mod tests {
             return;
         }
         let dir = tempfile::tempdir().unwrap();
-        let caller = Caller { uid: 1234, gid: 2345, pid: std::process::id(), umask: 0 };
+        let caller = Caller { uid: 1234, gid: 2345, pid: std::process::id(), umask: 0, fsetid: false };
         {
             let _guard = caller.act(As::Creator, true).unwrap();
             std::fs::File::create(dir.path().join("theirs")).unwrap();

@@ -24,6 +24,11 @@ pub fn is_passed_on(command: u32) -> bool {
     PASSED_ON.contains(&command)
 }
 
+/// Whether `command` changes flags of the file, and its change time with them.
+pub fn changes_attributes(command: u32) -> bool {
+    matches!(command, 0x4008_6602 | 0x401c_5820 | 0x4004_6602)
+}
+
 /// The 32-bit forms differ in the size they claim only.
 fn native(command: u32) -> u32 {
     match command {
