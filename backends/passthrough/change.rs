@@ -115,19 +115,21 @@ impl Tree {
         name: &Name,
         flags: OpenFlags,
     ) -> Result<OwnedFd> {
+        if flags.has(libc::O_TRUNC) {
+            // Reads that are on their way must be waited for, as opening by node does.
+            return Err(Errno::ESTALE.into());
+        }
         let _guard = caller.act(As::Caller, true)?;
         let passed = creation_flags(flags) | OFlags::NONBLOCK | OFlags::NOCTTY;
         let fd = self.nodes.descriptors.with_room(|| open_beneath(dir.as_fd(), name, passed, Mode::empty()));
-        // A link or a special file is the kernel's to follow or open: it looks the name up once more.
+        // A link or a special file is the kernel's to follow or open, and a lease is waited for there (EAGAIN): it looks the
+        // name up once more.
         let fd = fd.map_err(|e| match e.errno() {
-            Errno::ELOOP | Errno::ENXIO => Error::from(Errno::ESTALE),
+            Errno::ELOOP | Errno::ENXIO | Errno::EAGAIN => Error::from(Errno::ESTALE),
             _ => e,
         })?;
         if !FileType::from_raw_mode(u32::from(stat::of_fd(&fd)?.stx_mode)).is_file() {
             return Err(Errno::ESTALE.into());
-        }
-        if flags.has(libc::O_TRUNC) && flags.writes() {
-            rustix::fs::ftruncate(&fd, 0)?;
         }
         Ok(fd)
     }
@@ -173,11 +175,16 @@ impl Tree {
         let file = self.descriptor(node)?;
         let dir = self.descriptor(parent)?;
         linkat(CWD, path_of(&file), &*dir, name.as_c_str(), AtFlags::SYMLINK_FOLLOW)?;
+        if node.is_removed() {
+            // A file made without a name (O_TMPFILE) has one now.
+            node.set_place(Place::At(parent.clone(), name.clone()));
+        }
         self.found(parent, name, &dir)
     }
 
     pub(crate) fn remove(&self, parent: &Arc<Node>, name: &Name, directory: bool) -> Result<()> {
         let dir = self.descriptor(parent)?;
+        self.refuse_covered(parent, &dir, name)?;
         let victim = self.victim(parent, name, &dir);
         let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         unlinkat(&*dir, name.as_c_str(), flags)?;
@@ -210,6 +217,8 @@ impl Tree {
         flags: RenameFlags,
     ) -> Result<()> {
         let (from_dir, to_dir) = (self.descriptor(from.0)?, self.descriptor(to.0)?);
+        self.refuse_covered(from.0, &from_dir, from.1)?;
+        self.refuse_covered(to.0, &to_dir, to.1)?;
         let exchange = flags.0 & libc::RENAME_EXCHANGE != 0;
         let moved = self.known(&from_dir, from.1);
         let back = if exchange { self.known(&to_dir, to.1) } else { None };

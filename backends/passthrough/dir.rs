@@ -45,7 +45,14 @@ impl Tree {
         let mut entries = RawDir::new(&dir.fd, &mut buffer);
         let mut last = from;
         while let Some(entry) = entries.next() {
-            let entry = entry.inspect_err(|_| *position = UNKNOWN)?;
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(e) => {
+                    *position = UNKNOWN;
+                    // What has been handed on counts; the next call begins where this one failed.
+                    return if last == from { Err(e.into()) } else { Ok(()) };
+                }
+            };
             let next = Cookie(entry.next_entry_cookie());
             let taken = sink(DirEntry {
                 name: entry.file_name().to_bytes(),

@@ -4,11 +4,13 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::fs::{
     FallocateFlags, Mode, OFlags, SeekFrom, copy_file_range, fallocate, fdatasync, fstat, fsync, ftruncate,
     seek,
 };
 use rustix::io::{Errno as Os, ReadWriteFlags, pread, pwrite, pwritev2};
+use splicefs_core::sys::creds::As;
 use splicefs_core::{
     Caller, CopyReason, Errno, FileExtent, FileKind, OpenFlags, Opened, ReadPlan, Result, SeekTo, Segment,
     Span, Via, WriteMode, sys,
@@ -41,12 +43,14 @@ enum Contents {
 #[derive(Debug)]
 pub struct File {
     fd: Arc<OwnedFd>,
-    /// A second descriptor, with `O_DIRECT`, where the caller asked for that. The first one serves what the kernel does
-    /// through its own page cache meanwhile (mmap(2)), whose lengths `O_DIRECT` would refuse.
+    /// A second descriptor, with `O_DIRECT`, where the caller asked for that. The first one takes what the kernel writes
+    /// back from its page cache meanwhile (mmap(2)), whose lengths `O_DIRECT` would refuse.
     direct: Option<OwnedFd>,
     contents: Contents,
     /// The source takes nothing but appended bytes (chattr(1) `+a`), and the descriptor writes at the end alone.
     append_only: bool,
+    /// Held from seeking to writing, in files that are written where they stand.
+    position: Mutex<()>,
 }
 
 /// The flags of open(2) that are passed on to the source. `O_APPEND` is not: it would send the write-back of a mapped
@@ -72,6 +76,8 @@ impl Tree {
         if node.identity().kind() == FileKind::BlockDevice {
             return self.open_device(node, flags);
         }
+        // What procfs shows depends on who opens and reads it.
+        let _as_caller = self.class(node)?.is_pseudo().then(|| caller.act(As::Caller, true)).transpose()?;
         let passed = passed_on(flags, noatime);
         let fd = match self.open_node(node, passed) {
             // O_NOATIME is the owner's alone to ask for; an append-only file is opened for writing with O_APPEND alone.
@@ -98,12 +104,19 @@ impl Tree {
             let open = || open_beneath(dir.as_fd(), &name, flags, Mode::empty());
             match self.nodes.descriptors.with_room(open).map_err(stale_if_gone) {
                 Ok(fd) if self.is(node, &stat::of_fd(&fd)?) => return Ok(fd),
-                Err(e) if e.errno() != Errno::ESTALE => return Err(e),
+                Err(e) if !matches!(e.errno(), Errno::ESTALE | Errno::EAGAIN) => return Err(e),
                 _ => {}
             }
         }
         let path = self.descriptor(node)?;
-        self.nodes.descriptors.with_room(|| sys::reopen(&path, flags))
+        let reopen = |flags| self.nodes.descriptors.with_room(|| sys::reopen(&path, flags));
+        match reopen(flags) {
+            // Someone holds a lease, which is waited for; a regular file holds no one for another reason.
+            Err(e) if e.errno() == Errno::EAGAIN && node.identity().kind() == FileKind::Regular => {
+                reopen(flags - OFlags::NONBLOCK)
+            }
+            other => other,
+        }
     }
 
     fn truncate_opened(&self, caller: &Caller, fd: &OwnedFd, flags: OpenFlags) -> Result<()> {
@@ -132,7 +145,11 @@ impl Tree {
         let stream = contents == Contents::Stream;
         let direct_io = stream || contents == Contents::Pseudo;
         let append_only = flags.has(libc::O_APPEND) && rustix::fs::fcntl_getfl(&fd)?.contains(OFlags::APPEND);
-        Ok(Opened { file: File { fd, direct, contents, append_only }, direct_io, stream })
+        Ok(Opened {
+            file: File { fd, direct, contents, append_only, position: Mutex::new(()) },
+            direct_io,
+            stream,
+        })
     }
 
     fn contents(&self, node: &Arc<Node>, fd: &OwnedFd, flags: OpenFlags) -> Result<Contents> {
@@ -160,8 +177,13 @@ impl Tree {
         }
         let fd = self.open_node(node, OFlags::RDONLY)?;
         let size = sys::ioctl::block_device_size(&fd)?;
-        let file =
-            File { fd: Arc::new(fd), direct: None, contents: Contents::Device(size), append_only: false };
+        let file = File {
+            fd: Arc::new(fd),
+            direct: None,
+            contents: Contents::Device(size),
+            append_only: false,
+            position: Mutex::new(()),
+        };
         Ok(Opened { file, direct_io: false, stream: false })
     }
 }
@@ -274,8 +296,15 @@ impl File {
     }
 
     fn write_some(&self, offset: u64, data: &[u8], mode: WriteMode) -> rustix::io::Result<usize> {
-        if self.contents == Contents::Stream {
-            return rustix::io::write(&*self.fd, data);
+        match self.contents {
+            Contents::Stream => return rustix::io::write(&*self.fd, data),
+            // Most files of procfs take no pwrite(2).
+            Contents::Pseudo => {
+                let _here = self.position.lock();
+                seek(&*self.fd, SeekFrom::Start(offset))?;
+                return rustix::io::write(&*self.fd, data);
+            }
+            Contents::Pages | Contents::Device(_) => {}
         }
         if mode.from_page_cache && self.append_only {
             // A mapped page cannot be written back where it belongs; mapping such a file is refused natively.

@@ -76,16 +76,17 @@ impl FsClass {
     }
 }
 
-/// The classes of the file systems met so far, by device number.
+/// The classes of the file systems met so far, by mount and device number: device numbers are used again when a file system
+/// inside the source is unmounted.
 ///
 /// Lock order: a leaf, held over no system call.
 #[derive(Debug, Default)]
-pub(crate) struct FsClasses(RwLock<HashMap<u64, FsClass>>);
+pub(crate) struct FsClasses(RwLock<HashMap<(u64, u64), FsClass>>);
 
 impl FsClasses {
-    /// The class of the file system with device number `dev`; `open` gives a descriptor on it when it is new.
-    pub(crate) fn get<F: AsFd>(&self, dev: u64, open: impl FnOnce() -> Result<F>) -> Result<FsClass> {
-        if let Some(class) = self.0.read().get(&dev) {
+    /// The class of the file system with that mount and device number; `open` gives a descriptor on it when it is new.
+    pub(crate) fn get<F: AsFd>(&self, on: (u64, u64), open: impl FnOnce() -> Result<F>) -> Result<FsClass> {
+        if let Some(class) = self.0.read().get(&on) {
             return Ok(*class);
         }
         let fd = open()?;
@@ -93,7 +94,7 @@ impl FsClasses {
         #[allow(clippy::cast_sign_loss, clippy::unnecessary_cast)]
         let magic = fstatfs(&fd)?.f_type as u64 & 0xffff_ffff;
         let class = FsClass::of_magic(magic);
-        self.0.write().insert(dev, class);
+        self.0.write().insert(on, class);
         Ok(class)
     }
 }
@@ -106,8 +107,11 @@ mod tests {
     fn proc_and_sys_are_known_for_what_they_are() {
         let classes = FsClasses::default();
         let open = |path: &str| -> Result<std::fs::File> { Ok(std::fs::File::open(path)?) };
-        assert_eq!(classes.get(1, || open("/proc")).unwrap(), FsClass::Proc);
-        assert!(classes.get(2, || open("/sys")).unwrap().is_pseudo());
-        assert_eq!(classes.get(1, || -> Result<std::fs::File> { panic!("cached") }).unwrap(), FsClass::Proc);
+        assert_eq!(classes.get((1, 1), || open("/proc")).unwrap(), FsClass::Proc);
+        assert!(classes.get((1, 2), || open("/sys")).unwrap().is_pseudo());
+        assert_eq!(
+            classes.get((1, 1), || -> Result<std::fs::File> { panic!("cached") }).unwrap(),
+            FsClass::Proc
+        );
     }
 }

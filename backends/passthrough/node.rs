@@ -59,6 +59,11 @@ impl Node {
         let _old = std::mem::replace(&mut self.whereabouts.lock().place, place);
     }
 
+    /// Whether the node's last name is gone.
+    pub(crate) fn is_removed(&self) -> bool {
+        matches!(self.whereabouts.lock().place, Place::Pinned(_))
+    }
+
     /// Whether the node is known under this very name.
     pub(crate) fn is_at(&self, parent: &Arc<Self>, name: &Name) -> bool {
         matches!(&self.whereabouts.lock().place, Place::At(p, n) if Arc::ptr_eq(p, parent) && n == name)

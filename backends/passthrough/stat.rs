@@ -35,6 +35,11 @@ impl Identity {
         usize::try_from((self.ino ^ self.dev) & 0xffff).unwrap_or(0)
     }
 
+    /// The mount and the device number of the file system that holds the file.
+    pub(crate) fn file_system(&self) -> (u64, u64) {
+        (self.mount, self.dev)
+    }
+
     /// The kind of node.
     pub(crate) fn kind(&self) -> FileKind {
         FileKind::from_mode(u32::from(self.kind))

@@ -1,5 +1,6 @@
 //! The tree of nodes: from names to nodes, and from nodes back to descriptors.
 
+use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub(crate) struct Tree {
     covered: Option<Covered>,
     classes: FsClasses,
     pub(crate) block_devices_as_files: bool,
+    /// `/sys/dev/block`, opened before anything is mounted over it; only where block devices are shown as files.
+    sizes: Option<OwnedFd>,
     /// Held for writing over a rename and the change of places that follows it, for reading while a node is found
     /// again by its place: so that no one looks for a file under a name it has just lost. Only the slow path, where no
     /// descriptor is at hand, takes it.
@@ -83,6 +86,7 @@ impl Tree {
             covered,
             classes: FsClasses::default(),
             block_devices_as_files,
+            sizes: block_devices_as_files.then(|| open_directory(Path::new("/sys/dev/block"))).transpose()?,
             rename_gate: RwLock::new(()),
         }))
     }
@@ -93,7 +97,7 @@ impl Tree {
 
     /// The class of the file system that holds `node`.
     pub(crate) fn class(&self, node: &Arc<Node>) -> Result<FsClass> {
-        self.classes.get(node.identity().dev, || self.descriptor(node))
+        self.classes.get(node.identity().file_system(), || self.descriptor(node))
     }
 
     /// The node that `name` leads to.
@@ -105,6 +109,8 @@ impl Tree {
                 self.nodes.intern(self.identity(&st, || Ok(fd.clone()))?, || Place::Pinned(fd.clone()));
             return Ok(Entry { attr: self.attr(&st), node });
         }
+        // From the look to the note of it, no rename may come in between.
+        let _gate = self.rename_gate.read();
         let st = stat::of_name(dir.as_fd(), name.as_c_str())?;
         self.entry(parent, name, &dir, &st)
     }
@@ -125,10 +131,20 @@ impl Tree {
 
     /// The node that `name` leads to, if it is one that lives; nothing is created.
     pub(crate) fn known(&self, dir: &OwnedFd, name: &Name) -> Option<(Arc<Node>, Statx)> {
+        // Where this fails, what is to be done under the name fails as well, and says why.
         let st = stat::of_name(dir.as_fd(), name.as_c_str()).ok()?;
         let open = || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty());
         let identity = self.identity(&st, open).ok()?;
         Some((self.nodes.find(&identity)?, st))
+    }
+
+    /// Refuses to remove or rename the directory that the mount covers, as the kernel refuses it of mount points. Even
+    /// to look at it by its name would be a request to ourselves.
+    pub(crate) fn refuse_covered(&self, parent: &Node, dir: &OwnedFd, name: &Name) -> Result<()> {
+        match self.covered_by_the_mount(parent, dir, name)? {
+            Some(_) => Err(Errno::EBUSY.into()),
+            None => Ok(()),
+        }
     }
 
     fn covered_by_the_mount(
@@ -148,7 +164,7 @@ impl Tree {
     }
 
     fn identity<F: AsFd>(&self, st: &Statx, open: impl FnOnce() -> Result<F>) -> Result<Identity> {
-        let class = self.classes.get(stat::device(st), open)?;
+        let class = self.classes.get((st.stx_mnt_id, stat::device(st)), open)?;
         Ok(Identity::of(st, class != FsClass::Overlay))
     }
 
@@ -164,12 +180,16 @@ impl Tree {
     }
 
     fn class_known(&self, node: &Node) -> Option<FsClass> {
-        self.classes.get(node.identity().dev, || Err::<OwnedFd, Error>(Errno::ESTALE.into())).ok()
+        self.classes.get(node.identity().file_system(), || Err::<OwnedFd, Error>(Errno::ESTALE.into())).ok()
     }
 
     /// Remembers that `node` was found under `name` in `parent`.
     pub(crate) fn settle(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name) {
         if Arc::ptr_eq(node, &self.root) || node.is_at(parent, name) {
+            return;
+        }
+        if node.is_removed() {
+            // What this found is from before the removal.
             return;
         }
         if node.identity().kind() == FileKind::Directory && self.is_ancestor(node, parent) {
@@ -250,13 +270,31 @@ impl Tree {
     pub(crate) fn attr(&self, st: &Statx) -> Attr {
         let mut attr = stat::attr(st, self.root_dev);
         if self.block_devices_as_files && attr.kind() == FileKind::BlockDevice {
-            let size = block_device_size(st);
+            let size = self.block_device_size(st);
             attr.mode = libc::S_IFREG | (attr.mode & 0o444);
             attr.size = size;
             attr.blocks = size / 512;
             attr.rdev = 0;
         }
         attr
+    }
+
+    /// The size of a block device in bytes, from sysfs, which needs no permission to open the device; 0 where it is gone.
+    fn block_device_size(&self, st: &Statx) -> u64 {
+        const SECTOR: u64 = 512;
+        let Some(sizes) = &self.sizes else { return 0 };
+        let path = format!("{}:{}/size", st.stx_rdev_major, st.stx_rdev_minor);
+        let mut text = String::new();
+        let read = openat(sizes, path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(std::io::Error::from)
+            .and_then(|fd| std::fs::File::from(fd).read_to_string(&mut text));
+        match (read, text.trim().parse::<u64>()) {
+            (Ok(_), Ok(sectors)) => sectors * SECTOR,
+            other => {
+                log::debug!("no size of block device {path}: {other:?}");
+                0
+            }
+        }
     }
 
     /// The inode number callers see for `ino` in a directory of the file system `dev`.
@@ -270,19 +308,6 @@ pub(crate) fn stale_if_gone(e: Error) -> Error {
     match e.errno() {
         Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP => Errno::ESTALE.into(),
         _ => e,
-    }
-}
-
-/// The size of a block device in bytes, from sysfs, which needs no permission to open the device; 0 where it is gone.
-fn block_device_size(st: &Statx) -> u64 {
-    const SECTOR: u64 = 512;
-    let path = format!("/sys/dev/block/{}:{}/size", st.stx_rdev_major, st.stx_rdev_minor);
-    match std::fs::read_to_string(&path).map(|sectors| sectors.trim().parse::<u64>()) {
-        Ok(Ok(sectors)) => sectors * SECTOR,
-        other => {
-            log::debug!("no size of a block device in {path}: {other:?}");
-            0
-        }
     }
 }
 

@@ -171,11 +171,6 @@ impl<'f> ReadPlan<'f> {
             _ => None,
         })
     }
-
-    /// Whether every byte is a hole's or in memory, so that no file is read for it.
-    pub fn touches_no_file(&self) -> bool {
-        !self.segments.iter().any(|segment| matches!(segment, Segment::File(_)))
-    }
 }
 
 #[cfg(test)]

@@ -37,8 +37,7 @@ pub(super) fn send(
             }
             Segment::File(extent) => match read_extent(extent, place) {
                 Ok(got) => got,
-                // Bytes before the error are told first; the next read meets the error again.
-                Err(_) if filled > 0 => 0,
+                // Never a short reply instead: to the kernel that is the end of the file.
                 Err(e) => return send_error(device, unique, e),
             },
         };
@@ -64,7 +63,6 @@ fn read_extent(extent: &FileExtent<'_>, place: &mut [u8]) -> Result<usize, Errno
             Ok(0) => break,
             Ok(n) => filled += n,
             Err(Os::INTR) => continue,
-            Err(_) if filled > 0 => break,
             Err(e) => return Err(e.into()),
         }
         // One read of such a file is one answer: a second one might wait, or begin another record.

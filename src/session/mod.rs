@@ -100,7 +100,10 @@ pub fn start<B: Backend>(backend: B, device: OwnedFd, config: &SessionConfig) ->
         let engine = Engine::new(policy, zeros.clone(), max_read_bytes(), counters.clone());
         let mut worker = Worker::new(vfs.clone(), port.clone(), engine, max_read_bytes());
         let thread = std::thread::Builder::new().name(format!("worker-{i}"));
-        workers.push(thread.spawn(move || worker.serve(MAX_WRITE))?);
+        workers.push(
+            thread
+                .spawn(move || worker.serve(MAX_WRITE).inspect_err(|e| log::error!("a worker ends: {e}")))?,
+        );
     }
     Ok(Running { workers, _handshake: handshake })
 }

@@ -226,7 +226,15 @@ impl<B: Backend> Worker<B> {
             let read: ReadIn = request.take()?;
             let len = length(u64::from(read.size)).min(self.max_read);
             let span = Span { offset: read.offset, len };
-            self.vfs.read(HandleId(read.fh), span, &mut self.engine, &*self.port, request.header.unique)?;
+            let by = caller(&request.header, 0);
+            self.vfs.read(
+                &by,
+                HandleId(read.fh),
+                span,
+                &mut self.engine,
+                &*self.port,
+                request.header.unique,
+            )?;
             return Ok(Reply::Sent);
         }
         let write: WriteIn = request.take()?;
@@ -312,7 +320,7 @@ impl<B: Backend> Worker<B> {
             }
             Opcode::Readdir => {
                 let read: ReadIn = request.take()?;
-                let size = length(u64::from(read.size)).min(self.max_reply);
+                let size = length(u64::from(read.size)).min(self.max_read);
                 let mut entries = Entries::new(&mut self.out, size);
                 let mut add = |entry: splicefs_core::DirEntry<'_>| entries.add(entry);
                 self.vfs.readdir(HandleId(read.fh), Cookie(read.offset), size, &mut add)?;
@@ -320,7 +328,7 @@ impl<B: Backend> Worker<B> {
             }
             Opcode::Readdirplus => {
                 let read: ReadIn = request.take()?;
-                let size = length(u64::from(read.size)).min(self.max_reply);
+                let size = length(u64::from(read.size)).min(self.max_read);
                 let lifetimes = self.vfs.lifetimes();
                 let mut entries = Entries::new(&mut self.out, size);
                 let (handle, from) = (HandleId(read.fh), Cookie(read.offset));
@@ -367,7 +375,7 @@ impl<B: Backend> Worker<B> {
         let limit = length(u64::from(if size == 0 { XATTR_MAX } else { size.min(XATTR_MAX) }));
         let value = match opcode {
             Opcode::Getxattr => self.vfs.getxattr(&by, id, request.text()?, limit)?,
-            _ => self.vfs.listxattr(id, limit)?,
+            _ => self.vfs.listxattr(&by, id, limit)?,
         };
         if size == 0 {
             put(

@@ -12,4 +12,4 @@ mod worker;
 
 pub use port::Port;
 pub use request::Opcode;
-pub use worker::{Worker, request_buffer_bytes};
+pub use worker::Worker;

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use rustix::io::{Errno as Os, read};
+use splicefs_core::sys::creds;
 use splicefs_core::{Backend, Errno, Error, Result};
 
 use super::answer::Given;
@@ -19,11 +20,6 @@ use crate::vfs::Vfs;
 /// `O_DIRECT` asks for.
 const WRITE_HEADERS: usize = 80;
 
-/// Length of the buffer a request is read into. The kernel asks for room for the headers and the largest write.
-pub fn request_buffer_bytes(max_write: usize) -> usize {
-    WRITE_HEADERS + max_write + PAGE
-}
-
 /// Serves the requests of one thread.
 pub struct Worker<B: Backend> {
     pub(super) vfs: Arc<Vfs<B>>,
@@ -31,23 +27,23 @@ pub struct Worker<B: Backend> {
     pub(super) engine: Engine,
     /// The payload of the reply that is being put together.
     pub(super) out: Vec<u8>,
-    /// The most bytes a READ is answered with.
+    /// The most bytes a reply has.
     pub(super) max_read: usize,
-    /// The most bytes any other reply has.
-    pub(super) max_reply: usize,
 }
 
 impl<B: Backend> Worker<B> {
     /// A worker that answers on `port`.
     pub fn new(vfs: Arc<Vfs<B>>, port: Arc<Port>, engine: Engine, max_read: usize) -> Self {
-        Self { vfs, port, engine, out: Vec::new(), max_read, max_reply: max_read }
+        Self { vfs, port, engine, out: Vec::new(), max_read }
     }
 
     /// Serves until the file system is unmounted. Requests carry at most `max_write` bytes of data.
     ///
     /// # Errors
-    /// Those of read(2) on the device that mean it can no longer be served.
+    /// Those of read(2) on the device that mean it can no longer be served, and that of a thread which could not become
+    /// itself again after acting for a caller.
     pub fn serve(&mut self, max_write: usize) -> io::Result<()> {
+        creds::enter_worker().map_err(|e| io::Error::from_raw_os_error(e.errno().raw()))?;
         let mut buffer = AlignedBuffer::new(WRITE_HEADERS, max_write + PAGE);
         loop {
             let message = match read(&*self.port, &mut *buffer.bytes()) {
@@ -62,6 +58,9 @@ impl<B: Backend> Worker<B> {
                 Err(_) => {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "a request without a header"));
                 }
+            }
+            if creds::is_tainted() {
+                return Err(io::Error::other("a thread kept a caller's credentials"));
             }
         }
     }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use splicefs_core::{Backend, Cookie, DirEntry, Entry, HandleId, Ioctl, Name, NodeId, Result};
 
-use super::{Found, Vfs};
+use super::{Found, VNode, Vfs};
 
 impl<B: Backend> Vfs<B> {
     /// Opens a directory stream.
@@ -35,10 +35,7 @@ impl<B: Backend> Vfs<B> {
     ) -> Result<()> {
         let parent = self.node(parent)?;
         self.backend.read_dir(&*self.dirs.get(id)?, from, hint, &mut |entry| {
-            // `.` and `..` are no names, and so are not looked up.
-            let looked_up: Option<Entry<B::Node>> =
-                Name::new(entry.name).and_then(|name| self.backend.lookup(&parent.node, &name)).ok();
-            let found = looked_up.map(|entry| self.remember(entry).0);
+            let found = self.look_up_entry(&parent, entry.name).map(|entry| self.remember(entry).0);
             let taken = sink(entry, found);
             if taken.is_break()
                 && let Some(found) = found
@@ -47,6 +44,14 @@ impl<B: Backend> Vfs<B> {
             }
             taken
         })
+    }
+
+    /// An entry's node, unless it is `.` or `..` or gone meanwhile; then the kernel is told its name alone.
+    fn look_up_entry(&self, parent: &VNode<B>, name: &[u8]) -> Option<Entry<B::Node>> {
+        // `.` and `..` are no names.
+        let name = Name::new(name).ok()?;
+        let looked_up = self.backend.lookup(&parent.node, &name);
+        looked_up.inspect_err(|e| log::debug!("an entry that cannot be looked up: {e}")).ok()
     }
 
     /// Closes a directory stream.

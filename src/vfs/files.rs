@@ -12,13 +12,10 @@ use splicefs_core::{
 use super::{Found, Handle, OpenFile, VNode, Vfs};
 use crate::reply::{Engine, Outcome};
 
-/// Mode bits of fallocate(2) that take bytes away from where they were.
-const MOVES_OR_DROPS: u32 = (libc::FALLOC_FL_COLLAPSE_RANGE | libc::FALLOC_FL_INSERT_RANGE).cast_unsigned();
-
 impl<B: Backend> Vfs<B> {
     fn handle(&self, vnode: Arc<VNode<B>>, opened: Opened<B::File>, flags: OpenFlags) -> Handle {
         let Opened { file, direct_io, stream } = opened;
-        let id = self.files.insert(OpenFile { vnode, file });
+        let id = self.files.insert(OpenFile { vnode, file, made_for_caller: direct_io });
         Handle { id, direct_io, stream, read_only: !flags.writes() }
     }
 
@@ -76,6 +73,7 @@ impl<B: Backend> Vfs<B> {
     /// Nothing has been answered then.
     pub fn read(
         &self,
+        caller: &Caller,
         id: HandleId,
         span: Span,
         engine: &mut Engine,
@@ -85,12 +83,17 @@ impl<B: Backend> Vfs<B> {
         let open = self.open_file(id)?;
         let _whole = open.vnode.shrink.read();
         let plan = self.backend.plan_read(&open.file, span)?;
+        let _as_caller = open.made_for_caller.then(|| caller.act(creds::As::Caller, true)).transpose()?;
         Ok(engine.send(device, unique, &plan))
     }
 
     /// Changes contents in the role of `caller`, for whom the source clears setuid and setgid bits as it must. The
     /// kernel has the mode in its cache, and learns of that.
     fn change<T>(&self, caller: &Caller, open: &OpenFile<B>, how: impl FnOnce() -> Result<T>) -> Result<T> {
+        if open.made_for_caller {
+            let _as_caller = caller.act(creds::As::Caller, true)?;
+            return how();
+        }
         if caller.fsetid {
             return how();
         }
@@ -136,7 +139,6 @@ impl<B: Backend> Vfs<B> {
     /// As fallocate(2).
     pub fn fallocate(&self, caller: &Caller, id: HandleId, mode: u32, offset: u64, len: u64) -> Result<()> {
         let open = self.open_file(id)?;
-        let _alone = (mode & MOVES_OR_DROPS != 0).then(|| open.vnode.shrink.write());
         self.change(caller, &open, || self.backend.fallocate(&open.file, mode, offset, len))
     }
 

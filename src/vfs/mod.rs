@@ -64,6 +64,8 @@ pub(crate) struct VNode<B: Backend> {
 pub(crate) struct OpenFile<B: Backend> {
     pub(crate) vnode: Arc<VNode<B>>,
     pub(crate) file: B::File,
+    /// What the file holds depends on who asks (procfs), so it is read and written as the caller.
+    pub(crate) made_for_caller: bool,
 }
 
 /// A mounted file system.

@@ -41,6 +41,8 @@ impl Wakeups {
         let data = EventData::new_u64(kernel_handle);
         let flags = EventFlags::from_bits_retain(events) | EventFlags::ONESHOT;
         match epoll::add(&self.watcher.epoll, fd, data, flags) {
+            // Its file system has no poll: nothing will ever change.
+            Err(rustix::io::Errno::PERM) => Ok(()),
             Err(rustix::io::Errno::EXIST) => Ok(epoll::modify(&self.watcher.epoll, fd, data, flags)?),
             other => Ok(other?),
         }

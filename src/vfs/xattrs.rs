@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
-use splicefs_core::{Backend, Caller, Errno, NodeId, Result, XattrFlags};
+use splicefs_core::{Backend, Caller, Errno, Error, NodeId, Result, XattrFlags};
 
 use super::Vfs;
 use crate::reply::{Counters, ReadStats};
@@ -15,6 +15,9 @@ use crate::transport::Opcode;
 /// The attribute of the root that holds the statistics. No file system has attributes of this name: it has none of the
 /// prefixes of xattr(7).
 pub const STATS_XATTR: &CStr = c"splicefs.stats";
+
+/// The longest list of names there is, in bytes (include/uapi/linux/limits.h).
+const XATTR_LIST_MAX: usize = 64 * 1024;
 
 /// Whether and why reads are spliced.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -52,6 +55,13 @@ pub struct Report {
     pub nodes: usize,
     /// Open files.
     pub files: usize,
+}
+
+/// A file system without POSIX ACLs has none on any file: told anything else, the kernel fails the permission check
+/// that it wants the ACL for (`fuse_get_acl` in fs/fuse/acl.c).
+fn no_acl(name: &CStr, e: Error) -> Error {
+    let is_acl = matches!(name.to_bytes(), b"system.posix_acl_access" | b"system.posix_acl_default");
+    if is_acl && e.errno() == Errno::EOPNOTSUPP { Errno::ENODATA.into() } else { e }
 }
 
 impl Stats {
@@ -98,13 +108,18 @@ impl<B: Backend> Vfs<B> {
         match self.stats_value(caller, id, name)? {
             Some(value) if value.len() > limit => Err(Errno::ERANGE.into()),
             Some(value) => Ok(value),
-            None => self.backend.getxattr(&self.node(id)?.node, name, limit),
+            None => self.backend.getxattr(&self.node(id)?.node, name, limit).map_err(|e| no_acl(name, e)),
         }
     }
 
-    /// The names of the attributes.
-    pub fn listxattr(&self, id: NodeId, limit: usize) -> Result<Vec<u8>> {
-        self.backend.listxattr(&self.node(id)?.node, limit)
+    /// The names of the attributes. Those of the trusted class exist for root alone (xattr(7)).
+    pub fn listxattr(&self, caller: &Caller, id: NodeId, limit: usize) -> Result<Vec<u8>> {
+        let mut names = self.backend.listxattr(&self.node(id)?.node, XATTR_LIST_MAX)?;
+        if caller.uid != 0 {
+            let each = names.split_inclusive(|byte| *byte == 0);
+            names = each.filter(|name| !name.starts_with(b"trusted.")).flatten().copied().collect();
+        }
+        if names.len() > limit { Err(Errno::ERANGE.into()) } else { Ok(names) }
     }
 
     /// Sets an attribute.

@@ -37,7 +37,7 @@ pub enum As {
     /// Creates as the caller: ownership, umask, setgid rules. The kernel has checked the permission to create, so the
     /// daemon's right to pass directories stays.
     Creator,
-    /// Is the caller in every way the file system asks about, permission to open included.
+    /// Is the caller in every way a file system asks about, with no capability unless the caller is root.
     Caller,
 }
 
@@ -56,7 +56,9 @@ fn own() -> Result<&'static Own> {
     if let Some(own) = OWN.get() {
         return Ok(own);
     }
-    let caps = rustix::thread::capabilities(None)?;
+    // Quotas are to bind the callers, whatever the daemon may exceed (ignore_hardlimit in fs/quota/dquot.c).
+    let mut caps = rustix::thread::capabilities(None)?;
+    caps.effective -= CapabilitySet::SYS_RESOURCE;
     let needed = CapabilitySet::SETUID | CapabilitySet::SETGID;
     let uid = Uid::effective();
     let own = Own {
@@ -72,6 +74,8 @@ fn own() -> Result<&'static Own> {
 thread_local! {
     /// Whether the thread has a umask of its own.
     static OWN_UMASK: Cell<bool> = const { Cell::new(false) };
+    /// Whether the thread has failed to take its own identity back.
+    static TAINTED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Gives the thread a umask of its own (unshare(2), CLONE_FS) and clears it.
@@ -110,24 +114,36 @@ impl Drop for Guard {
         if self.masked {
             umask(rustix::fs::Mode::empty());
         }
-        let Ok(own) = own() else { return };
-        let mut restored = true;
+        if !self.take_back() {
+            TAINTED.set(true);
+        }
+    }
+}
+
+impl Guard {
+    /// Makes the thread the daemon's own again. Capabilities first: the rest needs them.
+    fn take_back(&self) -> bool {
+        if !(self.switched || self.groups || self.lowered) {
+            return true;
+        }
+        let Ok(own) = own() else { return false };
+        let mut restored = rustix::thread::set_capabilities(None, own.caps).is_ok();
         if self.switched {
-            // Going back to uid 0 restores the file-system capabilities too (capabilities(7)).
             setfsuid(own.uid);
             setfsgid(own.gid);
-            restored = fs_ids() == (own.uid, own.gid);
+            restored &= fs_ids() == (own.uid, own.gid);
         }
         if self.groups {
             restored &= rustix::thread::set_thread_groups(&own.groups).is_ok();
         }
-        if self.switched || self.lowered {
-            restored &= rustix::thread::set_capabilities(None, own.caps).is_ok();
-        }
-        if !restored {
-            log::error!("a worker could not take its own credentials back; it goes on with a caller's");
-        }
+        // Leaving uid 0 behind and coming back changed the effective set by itself (capabilities(7)).
+        restored && rustix::thread::set_capabilities(None, own.caps).is_ok()
     }
+}
+
+/// Whether the thread could not become itself again after acting for a caller. It must serve no one any more.
+pub fn is_tainted() -> bool {
+    TAINTED.get()
 }
 
 /// The thread's file-system ids: setfsuid(2) with an id that cannot be answers what they are.
@@ -163,8 +179,14 @@ impl Caller {
         if fs_ids() != (Uid::from_raw(self.uid), Gid::from_raw(self.gid)) {
             return Err(Errno::EPERM.into());
         }
-        if how == As::Creator && self.uid != own.uid.as_raw() {
-            set_effective(own, own.caps.effective - CapabilitySet::FSETID)?;
+        if self.uid != own.uid.as_raw() {
+            set_effective(
+                own,
+                match how {
+                    As::Creator => own.caps.effective - CapabilitySet::FSETID,
+                    As::Caller => CapabilitySet::empty(),
+                },
+            )?;
         }
         Ok(guard)
     }
@@ -184,6 +206,10 @@ impl Caller {
 
     /// The caller's supplementary groups, from procfs.
     fn groups(&self) -> Result<Vec<rustix::process::Gid>> {
+        if self.pid == 0 {
+            // A process of another pid namespace, of which procfs tells us nothing.
+            return Ok(Vec::new());
+        }
         let mut status = String::new();
         let path = format!("{}/status", self.pid);
         open_proc(&path).and_then(|fd| Ok(std::fs::File::from(fd).read_to_string(&mut status)?)).map_err(
@@ -218,9 +244,13 @@ fn set_effective(own: &Own, effective: CapabilitySet) -> Result<()> {
     Ok(rustix::thread::set_capabilities(None, CapabilitySets { effective, ..own.caps })?)
 }
 
-/// Whether the daemon can take other identities on: it is root with CAP_SETUID and CAP_SETGID.
-pub fn can_switch() -> bool {
-    own().is_ok_and(|own| own.switches)
+/// Makes the calling thread a worker: with a umask of its own, and without the right to exceed quotas.
+///
+/// # Errors
+/// Those of unshare(2) and capset(2).
+pub fn enter_worker() -> Result<()> {
+    separate_umask()?;
+    Ok(rustix::thread::set_capabilities(None, own()?.caps)?)
 }
 
 #[cfg(test)]
@@ -252,7 +282,7 @@ mod tests {
 
     #[test]
     fn root_creates_as_the_caller_and_becomes_root_again() {
-        if !can_switch() {
+        if !own().unwrap().switches {
             eprintln!("not run: needs root");
             return;
         }
@@ -266,7 +296,9 @@ mod tests {
             let _guard = caller.act(As::Caller, false).unwrap();
             let refused = std::fs::File::create(dir.path().join("refused")).unwrap_err();
             assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+            assert!(rustix::thread::capabilities(None).unwrap().effective.is_empty());
         }
+        assert!(!is_tainted());
         std::fs::File::create(dir.path().join("ours")).unwrap();
         let theirs = std::fs::metadata(dir.path().join("theirs")).unwrap();
         assert_eq!((theirs.uid(), theirs.gid()), (1234, 2345));

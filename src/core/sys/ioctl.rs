@@ -5,37 +5,28 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use crate::error::{Errno, Result};
 
 /// Requests that are passed on: each takes one flat structure of at most [`LARGEST`] bytes and no pointers in it
-/// (include/uapi/linux/fs.h). Everything else is refused, since a pointer of the caller's means nothing here.
-const PASSED_ON: [u32; 7] = [
+/// (include/uapi/linux/fs.h). Everything else is refused: a pointer of the caller's means nothing
+/// here, and for the numbers of 32-bit programs (`FS_IOC32_SETFLAGS`) the kernel checks no permission on the way, having
+/// turned those of real 32-bit programs into these.
+const PASSED_ON: [u32; 5] = [
     0x8008_6601, // FS_IOC_GETFLAGS
     0x4008_6602, // FS_IOC_SETFLAGS
     0x8008_7601, // FS_IOC_GETVERSION
     0x801c_581f, // FS_IOC_FSGETXATTR
     0x401c_5820, // FS_IOC_FSSETXATTR
-    0x8004_6601, // FS_IOC32_GETFLAGS
-    0x4004_6602, // FS_IOC32_SETFLAGS
 ];
 
 /// The largest structure among them, in bytes (`struct fsxattr` is 28), with room to spare.
 const LARGEST: usize = 64;
 
 /// Whether `command` is one that a file system answers without following pointers.
-pub fn is_passed_on(command: u32) -> bool {
+fn is_passed_on(command: u32) -> bool {
     PASSED_ON.contains(&command)
 }
 
 /// Whether `command` changes flags of the file, and its change time with them.
 pub fn changes_attributes(command: u32) -> bool {
-    matches!(command, 0x4008_6602 | 0x401c_5820 | 0x4004_6602)
-}
-
-/// The 32-bit forms differ in the size they claim only.
-fn native(command: u32) -> u32 {
-    match command {
-        0x8004_6601 => 0x8008_6601,
-        0x4004_6602 => 0x4008_6602,
-        other => other,
-    }
+    matches!(command, 0x4008_6602 | 0x401c_5820)
 }
 
 /// Passes `command` with `input` on to what `fd` has open, and returns the result and up to `output_len` bytes.
@@ -55,8 +46,7 @@ pub fn pass_on(fd: BorrowedFd<'_>, command: u32, input: &[u8], output_len: usize
     // SAFETY: `buffer` outlives the call, is aligned for every structure of PASSED_ON, and at LARGEST bytes is longer
     // than any of them; none of them holds a pointer, so the kernel touches nothing but the buffer.
     #[allow(unsafe_code)]
-    let result =
-        unsafe { libc::ioctl(fd.as_raw_fd(), libc::c_ulong::from(native(command)), buffer.as_mut_ptr()) };
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::c_ulong::from(command), buffer.as_mut_ptr()) };
     if result < 0 {
         return Err(std::io::Error::last_os_error().into());
     }
@@ -75,4 +65,19 @@ pub fn block_device_size(fd: impl AsFd) -> Result<u64> {
     #[allow(unsafe_code)]
     let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), BLKGETSIZE64, &raw mut size) };
     if result < 0 { Err(std::io::Error::last_os_error().into()) } else { Ok(size) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A 64-bit program may send FS_IOC32_SETFLAGS; the kernel would hand it on without asking who owns the file.
+    #[test]
+    fn regression_numbers_of_32_bit_programs_are_not_passed_on() {
+        let file = tempfile::tempfile().unwrap();
+        for command in [0x4004_6602, 0x8004_6601] {
+            let refused = pass_on(file.as_fd(), command, &[0; 4], 4).unwrap_err();
+            assert_eq!(refused.errno(), Errno::ENOTTY);
+        }
+    }
 }

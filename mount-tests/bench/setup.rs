@@ -1,0 +1,95 @@
+//! A source, two mounts of it, and medians.
+
+use std::error::Error;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+/// What a benchmark ends with.
+pub(crate) type Outcome = Result<(), Box<dyn Error>>;
+
+/// One mount of the source.
+pub(crate) struct Mounted {
+    point: PathBuf,
+}
+
+impl Mounted {
+    fn new(source: &Path, point: PathBuf, options: &str) -> Result<Self, Box<dyn Error>> {
+        fs::create_dir(&point)?;
+        // The parent exits once the mount serves.
+        let mut command = Command::new(env!("CARGO_BIN_EXE_splicefs"));
+        command.arg("passthrough").arg(source).arg(&point).args(["-o", options]);
+        let status = command.status()?;
+        if !status.success() {
+            return Err(format!("mounting with {options}: {status}").into());
+        }
+        Ok(Self { point })
+    }
+
+    /// The file that is read, below this mount.
+    pub(crate) fn file(&self) -> PathBuf {
+        self.point.join("data")
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let status = Command::new(env!("CARGO_BIN_EXE_splicefs")).arg("unmount").arg(&self.point).status();
+        if !status.is_ok_and(|status| status.success()) {
+            eprintln!("{} could not be unmounted", self.point.display());
+        }
+    }
+}
+
+/// A file in the page cache, seen through two mounts.
+pub(crate) struct Setup {
+    pub(crate) spliced: Mounted,
+    pub(crate) copied: Mounted,
+    // Dropped after the mounts.
+    _dir: TempDir,
+}
+
+impl Setup {
+    /// A source with one file of `size` bytes, mounted with `on_options` and with splice off.
+    pub(crate) fn new(size: usize, on_options: &str) -> Result<Self, Box<dyn Error>> {
+        let base =
+            std::env::var_os("SPLICEFS_BENCH_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+        let dir = tempfile::Builder::new().prefix("splicefs-bench-").tempdir_in(base)?;
+        let source = dir.path().join("src");
+        fs::create_dir(&source)?;
+        let mut file = fs::File::create(source.join("data"))?;
+        let block: Vec<u8> = (0..=u8::MAX).cycle().take(1 << 20).collect();
+        for _ in 0..size >> 20 {
+            file.write_all(&block)?;
+        }
+        file.sync_all()?;
+        let spliced = Mounted::new(&source, dir.path().join("on"), on_options)?;
+        let copied = Mounted::new(&source, dir.path().join("off"), "splice=off")?;
+        Ok(Self { spliced, copied, _dir: dir })
+    }
+}
+
+/// The middle of several measurements, and how far they lie apart.
+pub(crate) struct Sample(Vec<f64>);
+
+impl Sample {
+    pub(crate) fn new(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        Self(values)
+    }
+
+    pub(crate) fn median(&self) -> f64 {
+        self.0[self.0.len() / 2]
+    }
+
+    pub(crate) fn smallest(&self) -> f64 {
+        self.0[0]
+    }
+
+    pub(crate) fn largest(&self) -> f64 {
+        self.0[self.0.len() - 1]
+    }
+}

@@ -1,0 +1,20 @@
+//! What the tests stand on: mounts that clean up after themselves, callers with identities of their own, conditions
+//! to wait for, and the rule for missing privileges.
+
+mod daemon;
+mod identity;
+mod mountinfo;
+mod needs;
+mod pattern;
+mod stats;
+mod tools;
+mod wait;
+
+pub(crate) use daemon::{Mount, MountBuilder, command, splicefs_binary};
+pub(crate) use identity::{Identity, as_caller, unprivileged_user};
+pub(crate) use mountinfo::{entry_at, is_mounted};
+pub(crate) use needs::{Need, long_run, native_control, ready};
+pub(crate) use pattern::{fill, first_difference};
+pub(crate) use stats::Stats;
+pub(crate) use tools::{aligned, drop_file_cache, have_program, read_range, scratch, shell};
+pub(crate) use wait::{Watchdog, until, until_some};

@@ -1,0 +1,53 @@
+//! Waiting for conditions. The limits only bound how long a failure takes to show.
+
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+const LIMIT: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Waits until `condition` holds and fails the test, naming `what`, if it does not within half a minute.
+pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    until_some(what, || condition().then_some(()));
+}
+
+/// As [`until`], with a value.
+pub(crate) fn until_some<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} in vain for: {what}");
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Ends the whole test process when a test hangs: a thread stuck in a read of a mount cannot be stopped otherwise.
+pub(crate) struct Watchdog {
+    done: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watchdog {
+    pub(crate) fn new(what: &'static str, limit: Duration) -> Self {
+        let (done, waiting) = channel::<()>();
+        let thread = thread::spawn(move || {
+            if waiting.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                eprintln!("{what}: still not finished after {limit:?}: a hang");
+                std::process::exit(101);
+            }
+        });
+        Self { done: Some(done), thread: Some(thread) }
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        drop(self.done.take());
+        if let Some(thread) = self.thread.take() {
+            assert!(thread.join().is_ok(), "the watchdog panicked");
+        }
+    }
+}

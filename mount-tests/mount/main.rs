@@ -1,0 +1,19 @@
+//! Tests on real mounts. They need /dev/fuse and, most of them, root: `mount-tests/run.sh` provides both.
+//!
+//! Environment:
+//! - `SPLICEFS_TESTS_REQUIRE=1` (or `CI=true`): a missing privilege or device is a failure, not a skip;
+//! - `SPLICEFS_TESTS_DIR`: where sources and mount points are created (default: the temporary directory);
+//! - `SPLICEFS_TESTS_NATIVE=1`: the control. Every mount is a bind mount of the source, so that a test which fails
+//!   there is wrong about Linux and not about splicefs;
+//! - `SPLICEFS_TESTS_LONG=1`: the long forms (1 GiB, 300,000 files, minutes of storm, 200,000 operations).
+
+mod cli;
+mod creds;
+mod direct;
+mod harness;
+mod mapped;
+mod posix;
+mod reads;
+mod special;
+mod storm;
+mod user;

@@ -1,0 +1,287 @@
+//! A file is truncated and appended to without pause while it is read in every way. Whatever offset has a byte at all
+//! always has the same one, so every byte that a reader gets can be judged.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+
+use crate::harness::{
+    Mount, Need, Watchdog, aligned, drop_file_cache, fill, first_difference, long_run, ready,
+};
+use crate::mapped::Mapping;
+use crate::posix::script::open;
+
+const PAGE: u64 = 4096;
+const LARGEST: u64 = 8 << 20;
+const READ: usize = 512 << 10;
+const CHILD_FILE: &str = "SPLICEFS_STORM_MAPPED_FILE";
+
+/// How long a storm lasts. It ends by time because it looks for races, not for a result.
+fn duration() -> Duration {
+    Duration::from_secs(if long_run() { 120 } else { 3 })
+}
+
+/// xorshift: the storm needs no better numbers, and a seed repeats it.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit.max(1)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Edges {
+    /// The file's length is always a multiple of a page.
+    Aligned,
+    /// Any length.
+    Any,
+}
+
+/// What a reader may be shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Verdict {
+    /// The pattern.
+    Right,
+    /// The pattern and cleared pages.
+    Cleared,
+    /// Bytes that the file never held.
+    Wrong,
+}
+
+/// Truncation clears in place what it cuts off within a folio of the page cache, which is one page or many. A reader
+/// who has passed the check of the length, or a pipe that holds the page, then sees zeros: the native control shows
+/// it, by sendfile(2) in particular. So zeros are told apart from wrong bytes, within their limits: they begin where
+/// the file can have ended and go on to the end of a page or of what was read.
+fn judge(bytes: &[u8], offset: u64, edges: Edges) -> Verdict {
+    let mut verdict = Verdict::Right;
+    let mut done = 0;
+    while let Some(at) = first_difference(&bytes[done..], offset + done as u64) {
+        let start = done + at;
+        let run = bytes[start..].iter().take_while(|&&byte| byte == 0).count();
+        let (begins, ends) = (offset + start as u64, offset + (start + run) as u64);
+        let may_begin = edges == Edges::Any || begins % PAGE == 0 || start == 0;
+        let may_end = ends % PAGE == 0 || start + run == bytes.len();
+        if run == 0 || !may_begin || !may_end {
+            return Verdict::Wrong;
+        }
+        verdict = Verdict::Cleared;
+        done = start + run;
+    }
+    verdict
+}
+
+struct Storm {
+    edges: Edges,
+    stop: AtomicBool,
+    bytes_read: AtomicU64,
+    reads: AtomicU64,
+    cleared: AtomicU64,
+    changes: AtomicU64,
+}
+
+impl Storm {
+    fn goes_on(&self) -> bool {
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    fn judge(&self, how: &str, bytes: &[u8], offset: u64) {
+        let verdict = judge(bytes, offset, self.edges);
+        let difference = first_difference(bytes, offset);
+        assert!(
+            verdict != Verdict::Wrong,
+            "{how}: a read of {} at {offset} differs at {difference:?}: {:?}",
+            bytes.len(),
+            difference.map(|at| &bytes[at..bytes.len().min(at + 32)])
+        );
+        self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.cleared.fetch_add(u64::from(verdict == Verdict::Cleared), Ordering::Relaxed);
+    }
+
+    fn write(&self, path: &Path) {
+        let mut file = open(path, OFlags::WRONLY | OFlags::APPEND, 0).expect("open for appending");
+        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let mut length = file.metadata().expect("fstat").len();
+        let round = |value: u64| if self.edges == Edges::Aligned { value / PAGE * PAGE } else { value };
+        while self.goes_on() {
+            let room = LARGEST - length;
+            if room < PAGE || random.below(3) == 0 {
+                length = round(length - random.below(length.min(1 << 20)));
+                file.set_len(length).expect("truncate");
+            } else {
+                let more = round((1 + random.below(256 << 10)).min(room));
+                file.write_all(&fill(length, usize::try_from(more).expect("a small length")))
+                    .expect("append");
+                length += more;
+            }
+            self.changes.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn read_buffered(&self, path: &Path, seed: u64) {
+        let file = File::open(path).expect("open");
+        let (mut buffer, mut random) = (vec![0; READ], Random(seed));
+        while self.goes_on() {
+            let offset = random.below(LARGEST);
+            let length = 1 + usize::try_from(random.below(READ as u64 - 1)).expect("a small length");
+            let got = file.read_at(&mut buffer[..length], offset).expect("read");
+            self.judge("buffered", &buffer[..got], offset);
+            if random.below(16) == 0 {
+                drop_file_cache(&file);
+            }
+        }
+    }
+
+    fn read_direct(&self, path: &Path) {
+        let file = open(path, OFlags::RDONLY | OFlags::DIRECT, 0).expect("open with O_DIRECT");
+        let (mut memory, mut random) = (Vec::new(), Random(77));
+        let buffer = aligned(&mut memory, READ);
+        while self.goes_on() {
+            let offset = random.below(LARGEST) / PAGE * PAGE;
+            let got = file.read_at(buffer, offset).expect("direct read");
+            self.judge("direct", &buffer[..got], offset);
+        }
+    }
+
+    fn read_sent(&self, path: &Path) {
+        let file = File::open(path).expect("open");
+        let (reader, writer) = rustix::pipe::pipe().expect("pipe");
+        let (mut buffer, mut random) = (vec![0; 65536], Random(99));
+        while self.goes_on() {
+            let start = random.below(LARGEST);
+            let mut offset = start;
+            let sent = rustix::fs::sendfile(&writer, &file, Some(&mut offset), 65536).expect("sendfile");
+            let mut done = 0;
+            while done < sent {
+                done += rustix::io::read(&reader, &mut buffer[done..sent]).expect("reading the pipe");
+            }
+            self.judge("sendfile", &buffer[..sent], start);
+        }
+    }
+
+    /// Where the file ends under a mapping the reader dies of SIGBUS: so the readers are processes, one after another.
+    fn read_mapped(&self, path: &Path) {
+        let program = std::env::current_exe().expect("the test program");
+        while self.goes_on() {
+            let mut child = Command::new(&program)
+                .args(["--exact", "storm::mapped_reader", "--nocapture"])
+                .env(CHILD_FILE, path)
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("starting a reader");
+            let status = child.wait().expect("waiting for a reader");
+            let bus = status.signal() == Some(libc::SIGBUS);
+            assert!(status.success() || bus, "the mapped reader ended with {status}");
+        }
+    }
+}
+
+/// Not a test by itself: the process that a storm starts to read a mapping.
+#[test]
+fn mapped_reader() {
+    let Some(path) = std::env::var_os(CHILD_FILE) else { return };
+    let file = File::open(path).expect("open");
+    let length = usize::try_from(LARGEST).expect("a small length");
+    let mapping = Mapping::new(&file, length).expect("mmap");
+    let mut random = Random(u64::from(std::process::id()) << 20 | 1);
+    let mut buffer = vec![0; 16384];
+    for _ in 0..2000 {
+        let end = file.metadata().expect("fstat").len();
+        let offset = random.below(end);
+        let room = usize::try_from(end - offset).expect("a small length").min(buffer.len());
+        mapping.copy(usize::try_from(offset).expect("a small offset"), &mut buffer[..room]);
+        // The rest of the last page is zero in a mapping, whatever its edges.
+        let verdict = judge(&buffer[..room], offset, Edges::Any);
+        assert!(verdict != Verdict::Wrong, "mapped: wrong bytes at {offset}");
+    }
+}
+
+fn storm(options: &str, edges: Edges) {
+    if !ready(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let _watchdog = Watchdog::new("a storm", duration() * 3 + Duration::from_secs(120));
+    let builder = Mount::builder().options("allow_other").options(options);
+    fs::write(builder.source().join("file"), fill(0, 4 << 20)).expect("write");
+    let mount = builder.start();
+    let path = mount.point().join("file");
+    let (bytes_read, reads, cleared, changes) = (0.into(), 0.into(), 0.into(), 0.into());
+    let storm = Storm { edges, stop: false.into(), bytes_read, reads, cleared, changes };
+    thread::scope(|scope| {
+        let threads = [
+            scope.spawn(|| storm.write(&path)),
+            scope.spawn(|| storm.read_buffered(&path, 1)),
+            scope.spawn(|| storm.read_buffered(&path, 2)),
+            scope.spawn(|| storm.read_direct(&path)),
+            scope.spawn(|| storm.read_sent(&path)),
+            scope.spawn(|| storm.read_mapped(&path)),
+        ];
+        let start = Instant::now();
+        while start.elapsed() < duration() && !threads.iter().any(|thread| thread.is_finished()) {
+            thread::sleep(Duration::from_millis(20));
+        }
+        storm.stop.store(true, Ordering::Relaxed);
+    });
+    let (bytes, changes) = (storm.bytes_read.into_inner(), storm.changes.into_inner());
+    let (reads, cleared) = (storm.reads.into_inner(), storm.cleared.into_inner());
+    eprintln!(
+        "{options} {edges:?}: {reads} reads of {bytes} bytes, {cleared} with cleared pages, {changes} changes"
+    );
+    // A race that is lost now and then is the kernel's; one that is lost often would be ours.
+    assert!(cleared * 100 < reads + 1000, "{cleared} of {reads} reads saw cleared pages");
+    assert!(bytes > 1 << 20 && changes > 20, "too little happened: {bytes} bytes read, {changes} changes");
+    // The calm after it: both views hold the same whole pattern.
+    let (above, below) =
+        (fs::read(&path).expect("read"), fs::read(mount.source().join("file")).expect("read"));
+    assert_eq!((above.len(), first_difference(&above, 0)), (below.len(), None));
+    assert_eq!(first_difference(&below, 0), None);
+}
+
+#[test]
+fn page_edges_with_splice() {
+    storm("splice=on,splice_min=1", Edges::Aligned);
+}
+
+#[test]
+fn page_edges_without_splice() {
+    storm("splice=off", Edges::Aligned);
+}
+
+#[test]
+fn any_edges_with_splice() {
+    storm("splice=on,splice_min=1", Edges::Any);
+}
+
+#[test]
+fn any_edges_without_splice() {
+    storm("splice=off", Edges::Any);
+}
+
+#[test]
+fn cleared_pages_are_told_from_wrong_bytes() {
+    let (any, aligned) = (Edges::Any, Edges::Aligned);
+    let mut bytes = fill(100, 20_000);
+    assert_eq!(judge(&bytes, 100, aligned), Verdict::Right);
+    let page = 4096 * 2 - 100;
+    bytes[page - 50..page].fill(0);
+    assert_eq!(judge(&bytes, 100, any), Verdict::Cleared);
+    assert_eq!(judge(&bytes, 100, aligned), Verdict::Wrong, "no such length");
+    bytes[page] = 0;
+    assert_eq!(judge(&bytes, 100, any), Verdict::Wrong, "one byte into the next page");
+    bytes[page - 50..].fill(0);
+    assert_eq!(judge(&bytes, 100, any), Verdict::Cleared);
+    bytes[19_999] = 1;
+    assert_eq!(judge(&bytes, 100, any), Verdict::Wrong, "a foreign byte");
+}
