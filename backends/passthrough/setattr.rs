@@ -34,7 +34,8 @@ impl Tree {
             held = self.descriptor(node)?;
             &held
         };
-        if change.uid.is_some() || change.gid.is_some() {
+        // A change of nothing is chown(2) with -1 twice, which clears setuid and setgid bits like any other.
+        if change.uid.is_some() || change.gid.is_some() || *change == SetAttr::default() {
             let _guard = caller.clearing(mode_of(fd)?)?;
             let uid = change.uid.map(Uid::from_raw);
             let gid = change.gid.map(Gid::from_raw);

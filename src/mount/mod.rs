@@ -38,7 +38,7 @@ impl MountPoint {
         let entry = match mountinfo::read() {
             Ok(entries) => mountinfo::top_at(&entries, path).filter(|entry| entry.is_fuse()).cloned(),
             Err(error) => {
-                log::warn!("cannot read {}: {error}", mountinfo::PATH);
+                log::warn!("cannot read the mount table: {error}");
                 None
             }
         };

@@ -1,13 +1,17 @@
 //! The mount table, /proc/self/mountinfo (proc_pid_mountinfo(5)): reading it asks no file system anything, so it is
-//! how we look at mounts of our own and at dead ones.
+//! how we look at mounts of our own and at dead ones. A daemon reads it through the procfs it holds open, which a mount
+//! of its own over /proc does not cover.
 
 use std::ffi::OsString;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-/// The table's place.
-pub const PATH: &str = "/proc/self/mountinfo";
+use splicefs_core::sys;
+
+/// The table's place in procfs.
+const TABLE: &str = "self/mountinfo";
 
 /// One mount.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,7 +48,10 @@ impl Entry {
 /// # Errors
 /// When the table cannot be read, as where /proc is not mounted.
 pub fn read() -> io::Result<Vec<Entry>> {
-    Ok(parse(&std::fs::read(PATH)?))
+    let table = sys::open_proc(TABLE).map_err(|e| io::Error::from_raw_os_error(e.errno().raw()))?;
+    let mut bytes = Vec::new();
+    File::from(table).read_to_end(&mut bytes)?;
+    Ok(parse(&bytes))
 }
 
 /// The mounts in `table`. A line that is not as the manual page says is left out.

@@ -76,8 +76,8 @@ pub fn unmount(point: &Path, how: How) -> Result<(), Trouble> {
 /// # Errors
 /// One line that says what to do.
 pub fn unmount_command(given: &Path, how: How) -> Result<(), Failure> {
-    let entries = mountinfo::read()
-        .map_err(|error| Failure::new(format!("cannot read {}: {error}", mountinfo::PATH)))?;
+    let entries =
+        mountinfo::read().map_err(|error| Failure::new(format!("cannot read the mount table: {error}")))?;
     let point = locate(given, &entries)?;
     match mountinfo::top_at(&entries, &point) {
         None => Err(Failure::new(not_mounted(&point, &entries))),

@@ -58,8 +58,11 @@ pub struct Running {
     _handshake: Handshake,
 }
 
+/// As many as processors. The standard library would look into /proc and /sys for limits of control groups, and those
+/// may be what has just been mounted over.
 fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(4, NonZeroUsize::get).clamp(4, 16)
+    let processors = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
+    usize::try_from(processors).unwrap_or(1).clamp(4, 16)
 }
 
 /// Whether to splice, and why.
