@@ -14,6 +14,7 @@ mod harness;
 mod mapped;
 mod posix;
 mod reads;
+mod regressions;
 mod special;
 mod storm;
 mod user;

@@ -235,6 +235,23 @@ fn a_source_that_cannot_be_read_is_an_error_to_the_caller() {
     assert_eq!(outcome, Outcome::Failed(splicefs_core::Errno::EBADF));
 }
 
+/// A short reply is the end of the file to the kernel, which then cuts the file off there: an error must be told, whole.
+#[test]
+fn regression_an_error_after_good_bytes_is_an_error_and_not_a_short_reply() {
+    let good = file(4 * PAGE);
+    let bad = tempfile::NamedTempFile::new().unwrap();
+    bad.as_file().set_len(PAGE as u64).unwrap();
+    let unreadable = rustix::fs::open(bad.path(), OFlags::WRONLY, rustix::fs::Mode::empty()).unwrap();
+    for mut engine in [splicing(), copying()] {
+        let device = FakeDevice::new();
+        let mut plan = ReadPlan::of(extent(&good, 0, 4 * PAGE));
+        let fd = unreadable.as_fd();
+        plan.push(Segment::File(FileExtent { fd, offset: 0, len: PAGE, via: Via::Splice }));
+        let outcome = engine.send(&device.write, UNIQUE, &plan);
+        assert_eq!(outcome, Outcome::Failed(splicefs_core::Errno::EBADF));
+    }
+}
+
 /// A segment of a random plan over a file of [`FILE_PAGES`] pages.
 #[derive(Clone, Debug)]
 enum Piece {

@@ -1,0 +1,192 @@
+//! Bugs that were found and fixed, each by the name of what went wrong.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::fs::{Mode, XattrFlags};
+
+use crate::harness::{Identity, Mount, Need, Watchdog, as_caller, ready, unprivileged_user};
+
+fn root_mount(options: &str) -> Option<Mount> {
+    ready(&[Need::Fuse, Need::Root]).then(|| Mount::builder().options(options).start())
+}
+
+/// With one thread, a request to ourselves is a deadlock. The kernel refuses to remove or rename a mount point, but
+/// looks at the one underneath ours only through us.
+#[test]
+fn removing_or_renaming_what_the_mount_covers_is_busy_and_never_hangs() {
+    if !ready(&[Need::Fuse, Need::Root, Need::Splicefs]) {
+        return;
+    }
+    let _watchdog = Watchdog::new("rmdir of the covered directory", Duration::from_secs(60));
+    let builder = Mount::builder();
+    let covering = builder.dir().to_owned();
+    let mount = builder.mirroring(&covering).options("threads=1").start();
+    let covered = mount.point().join(mount.point().strip_prefix(&covering).expect("inside the source"));
+    assert!(covered.is_dir(), "{covered:?}");
+    let busy =
+        |result: std::io::Result<()>| assert_eq!(result.unwrap_err().raw_os_error(), Some(libc::EBUSY));
+    busy(fs::remove_dir(&covered));
+    busy(fs::rename(&covered, covered.with_file_name("elsewhere")));
+    fs::create_dir(covered.with_file_name("other")).expect("mkdir");
+    busy(fs::rename(covered.with_file_name("other"), &covered));
+    fs::remove_dir(covered.with_file_name("other")).expect("rmdir");
+}
+
+/// A file system without POSIX ACLs answered EOPNOTSUPP, and the kernel failed every permission check with it.
+#[test]
+fn a_source_without_acls_can_be_entered_by_a_user() {
+    if !ready(&[Need::Fuse, Need::Splicefs, Need::Program("fusermount3")]) {
+        return;
+    }
+    let (uid, gid) = unprivileged_user();
+    let mount = Mount::builder().mirroring("/proc").user((uid, gid)).start();
+    let read = || fs::read(mount.point().join("version")).map(|text| text.len());
+    let identity = Identity { gid, ..Identity::user(uid) };
+    let len = as_caller(&identity, read).expect("/proc/version through a user's mount");
+    assert!(len > 10);
+}
+
+/// procfs shows each reader what that reader may see; read as root, it showed everyone everything.
+#[test]
+fn procfs_is_read_with_the_rights_of_its_reader() {
+    if !ready(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let mount = Mount::builder().mirroring("/proc").options("allow_other").start();
+    let stranger = Identity::user(4001);
+    for file in ["1/environ", "1/maps"] {
+        let read = |root: &std::path::Path| as_caller(&stranger, || fs::read(root.join(file)).map(|_| ()));
+        let native = read(std::path::Path::new("/proc")).unwrap_err().raw_os_error();
+        assert_eq!(read(mount.point()).unwrap_err().raw_os_error(), native, "{file}");
+    }
+    let link = |root: &std::path::Path| as_caller(&stranger, || fs::read_link(root.join("1/exe")));
+    assert_eq!(
+        link(mount.point()).unwrap_err().raw_os_error(),
+        link(std::path::Path::new("/proc")).unwrap_err().raw_os_error()
+    );
+    assert_eq!(
+        fs::read(mount.point().join("1/cmdline")).expect("root may"),
+        fs::read("/proc/1/cmdline").expect("root may")
+    );
+}
+
+/// Most files of procfs take write(2) and not pwrite(2).
+#[test]
+fn procfs_files_can_be_written() {
+    if !ready(&[Need::Fuse, Need::Root]) {
+        return;
+    }
+    let mount = Mount::builder().mirroring("/proc").options("allow_other").start();
+    let mut child = Command::new("sleep").arg("60").spawn().expect("running sleep");
+    let file = format!("{}/timerslack_ns", child.id());
+    let written = OpenOptions::new()
+        .write(true)
+        .open(mount.point().join(&file))
+        .and_then(|mut f| f.write_all(b"70000"));
+    let value = fs::read_to_string(std::path::Path::new("/proc").join(&file));
+    child.kill().expect("killing it");
+    child.wait().expect("waiting for it");
+    written.expect("writing timerslack_ns");
+    assert_eq!(value.expect("reading it").trim(), "70000");
+}
+
+/// The number that 32-bit programs use was passed on without the kernel having asked who owns the file.
+#[test]
+fn inode_flags_are_the_owners_to_set_by_any_number() {
+    let Some(mount) = root_mount("allow_other") else { return };
+    let path = mount.point().join("file");
+    fs::write(&path, b"").expect("write");
+    let outcome = as_caller(&Identity::user(4001), || {
+        Command::new("python3")
+            .args(["-c", "import fcntl,sys,struct\nf=open(sys.argv[1])\nfcntl.ioctl(f,0x40046602,struct.pack('i',0x10))"])
+            .arg(&path)
+            .output()
+    });
+    assert!(!outcome.expect("running python3").status.success());
+    fs::write(mount.source().join("file"), b"still changeable").expect("no immutable flag on the source");
+}
+
+/// Opened with O_NONBLOCK, a file under a lease was EAGAIN at once instead of waiting for its holder.
+#[test]
+fn a_lease_on_the_source_is_waited_for() {
+    if !ready(&[Need::Fuse, Need::Root, Need::Splicefs, Need::Program("python3")]) {
+        return;
+    }
+    let mount = Mount::builder().start();
+    let plain = mount.source().join("leased");
+    fs::write(&plain, b"").expect("write");
+    let script = "import fcntl,os,signal,sys
+f=os.open(sys.argv[1],os.O_RDONLY)
+def give_up(*_): fcntl.fcntl(f,1024,2); print('broken',flush=True); os._exit(0)
+signal.signal(signal.SIGIO,give_up)
+fcntl.fcntl(f,1024,0)
+print('leased',flush=True)
+while True: signal.pause()";
+    let mut holder = Command::new("python3")
+        .args(["-c", script])
+        .arg(&plain)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("running python3");
+    let mut said = std::io::BufReader::new(holder.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut said, &mut line).expect("a line");
+    assert_eq!(line, "leased\n");
+    let opened = OpenOptions::new().write(true).open(mount.point().join("leased"));
+    holder.kill().expect("killing it");
+    holder.wait().expect("waiting for it");
+    opened.expect("the open waits until the lease is given up");
+}
+
+/// rustix answers 0 for the size of a value when it is asked with an empty buffer, and so did we.
+#[test]
+fn the_size_of_an_attribute_can_be_asked_for() {
+    let Some(mount) = root_mount("") else { return };
+    let path = mount.point().join("file");
+    fs::write(&path, b"").expect("write");
+    rustix::fs::setxattr(&path, "user.name", b"value", XattrFlags::empty()).expect("setxattr");
+    let output =
+        Command::new("getfattr").args(["-d", "--absolute-names"]).arg(&path).output().expect("getfattr");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("user.name=\"value\""), "{output:?}");
+}
+
+/// Opening without O_APPEND what may only be appended to is EPERM.
+#[test]
+fn an_append_only_file_can_be_appended_to() {
+    let Some(mount) = root_mount("") else { return };
+    if !ready(&[Need::Program("chattr")]) {
+        return;
+    }
+    let path = mount.point().join("log");
+    fs::write(&path, b"one\n").expect("write");
+    let chattr = |flag: &str| {
+        let status = Command::new("chattr").arg(flag).arg(&path).status().expect("running chattr");
+        assert!(status.success(), "chattr {flag}");
+    };
+    chattr("+a");
+    let appended = OpenOptions::new().append(true).open(&path).and_then(|mut file| file.write_all(b"two\n"));
+    let overwritten = OpenOptions::new().write(true).open(&path);
+    chattr("-a");
+    appended.expect("appending");
+    assert_eq!(overwritten.unwrap_err().raw_os_error(), Some(libc::EPERM));
+    assert_eq!(fs::read(&path).expect("read"), b"one\ntwo\n");
+}
+
+/// The kernel went on showing the setuid bit that a write had cleared, for as long as it trusts attributes.
+#[test]
+fn a_cleared_setuid_bit_is_seen_at_once() {
+    let Some(mount) = root_mount("allow_other,suid,attr_timeout=3600") else { return };
+    let path = mount.point().join("file");
+    let file = File::create(&path).expect("create");
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(0o6777)).expect("chmod");
+    assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7777, 0o6777);
+    as_caller(&Identity::user(4001), || {
+        OpenOptions::new().append(true).custom_flags(libc::O_CLOEXEC).open(&path)?.write_all(b"x")
+    })
+    .expect("writing as another user");
+    assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7777, 0o777);
+}
