@@ -118,7 +118,10 @@ fn program_for(user: Option<(u32, u32)>, dir: &Path) -> PathBuf {
     }
     let copy = dir.join("splicefs");
     if !copy.exists() {
-        fs::copy(splicefs_binary(), &copy).expect("copying the program");
+        // By another process: a descriptor of ours, open for writing, could be in a child that another test has just forked,
+        // and a program that is open for writing cannot be executed (ETXTBSY).
+        let status = Command::new("cp").arg(splicefs_binary()).arg(&copy).status().expect("running cp");
+        assert!(status.success(), "copying the program: {status}");
         fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).expect("chmod");
     }
     copy

@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use super::differential;
 use super::script::{Script, open};
+use crate::harness::until;
 
 #[test]
 fn flock_excludes() {
@@ -30,7 +31,9 @@ fn flock_excludes() {
             script.outcome(step, rustix::fs::flock(file, operation));
         }
         drop(second);
-        script.outcome("first exclusive after close", rustix::fs::flock(&first, NonBlockingLockExclusive));
+        // A child that another test has just forked may have the description open until it executes its program.
+        let exclusive = || rustix::fs::flock(&first, NonBlockingLockExclusive);
+        until("the lock of a closed file to go", || exclusive().is_ok());
     });
 }
 
@@ -66,7 +69,8 @@ fn record_locks_exclude_by_range() {
         script.outcome("unlock half", set(&second, libc::F_UNLCK, 100, 50));
         script.outcome("take it", set(&first, libc::F_WRLCK, 100, 50));
         drop(second);
-        script.outcome("all but the reader's", set(&first, libc::F_WRLCK, 0, 500));
+        // As above.
+        until("the locks of a closed file to go", || set(&first, libc::F_WRLCK, 0, 500).is_ok());
         script.outcome("all", set(&first, libc::F_WRLCK, 0, 0));
     });
 }
