@@ -39,6 +39,7 @@ pub(crate) fn run() -> Outcome {
     for path in [&on, &off] {
         read_cold(path)?;
     }
+    let before = (setup.spliced.cpu_ms()?, setup.copied.cpu_ms()?);
     let (mut spliced, mut copied, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..RUNS {
         let (with, without) = (read_cold(&on)?, read_cold(&off)?);
@@ -58,5 +59,9 @@ pub(crate) fn run() -> Outcome {
         ratios.smallest(),
         ratios.largest()
     );
+    let per_gib = |ms: f64| ms * 1024.0 / (RUNS * (SIZE >> 20)) as f64;
+    let on = per_gib(setup.spliced.cpu_ms()? - before.0);
+    let off = per_gib(setup.copied.cpu_ms()? - before.1);
+    println!("  daemon's processor time, ms a GiB: spliced {on:.0}, copied {off:.0}, ratio {:.2}", on / off);
     Ok(())
 }

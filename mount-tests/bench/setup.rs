@@ -72,6 +72,23 @@ impl Setup {
     }
 }
 
+impl Mounted {
+    /// Processor time the daemon has used so far, in milliseconds (user and system, proc_pid_stat(5)).
+    pub(crate) fn cpu_ms(&self) -> Result<f64, Box<dyn Error>> {
+        let output = Command::new(env!("CARGO_BIN_EXE_splicefs"))
+            .arg("stats")
+            .arg(&self.point)
+            .arg("--json")
+            .output()?;
+        let stats: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let stat = fs::read_to_string(format!("/proc/{}/stat", stats["pid"]))?;
+        let fields = stat.rsplit(')').next().unwrap_or_default();
+        let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+        let ticks = ticks.sum::<Result<u64, _>>()?;
+        Ok(ticks as f64 * 1000.0 / rustix::param::clock_ticks_per_second() as f64)
+    }
+}
+
 /// The middle of several measurements, and how far they lie apart.
 pub(crate) struct Sample(Vec<f64>);
 

@@ -8,9 +8,8 @@ use serde_json::Value;
 
 use crate::failure::Failure;
 use crate::mount::mountinfo;
+use crate::vfs::STATS_XATTR;
 
-/// The attribute; only root and the user who mounted can read it.
-const ATTRIBUTE: &str = "splicefs.stats";
 /// The longest value the kernel hands over (XATTR_SIZE_MAX).
 const VALUE_MAX_BYTES: usize = 65536;
 
@@ -31,7 +30,7 @@ pub(super) fn text(given: &Path, json: bool) -> Result<String, Failure> {
 
 fn read(given: &Path) -> io::Result<String> {
     let mut value = vec![0; VALUE_MAX_BYTES];
-    let length = rustix::fs::getxattr(given, ATTRIBUTE, &mut value[..])?;
+    let length = rustix::fs::getxattr(given, STATS_XATTR, &mut value[..])?;
     value.truncate(length);
     String::from_utf8(value).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
@@ -74,6 +73,9 @@ fn table(stats: &Value) -> String {
     if let Some(backend) = words(&stats["backend"]) {
         let version = words(&stats["version"]).map(|version| format!(" (splicefs {version})"));
         rows.push("backend", backend + &version.unwrap_or_default());
+    }
+    if let Some(pid) = stats["pid"].as_u64() {
+        rows.push("process", pid.to_string());
     }
     push_splice(&mut rows, &stats["splice"]);
     push_reads(&mut rows, &stats["read"]);

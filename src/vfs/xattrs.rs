@@ -45,6 +45,8 @@ pub struct Report {
     pub backend: String,
     /// Version of the daemon.
     pub version: String,
+    /// The daemon's process, in its own pid namespace.
+    pub pid: u32,
     /// Whether reads are spliced.
     pub splice: SpliceState,
     /// What became of the bytes read.
@@ -84,6 +86,7 @@ impl<B: Backend> Vfs<B> {
         Report {
             backend: B::NAME.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
             splice: stats.splice.clone(),
             read: stats.reads.snapshot(),
             requests: counts.map(|(op, n)| (op.key().to_owned(), n.load(Ordering::Relaxed))).collect(),
