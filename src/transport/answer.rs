@@ -24,6 +24,21 @@ impl Given {
     pub(crate) const NOTHING: Self = Self { node: None, file: None, dir: None };
 }
 
+/// How a request is answered.
+pub(crate) enum Reply {
+    /// Not at all: the protocol has no reply for it.
+    None,
+    /// It has been.
+    Sent,
+    /// With no payload.
+    Empty,
+    /// With the payload that has been put together, which hands these over.
+    Body(Given),
+}
+
+/// A payload that hands nothing over.
+pub(crate) const BODY: Reply = Reply::Body(Given::NOTHING);
+
 fn split(lifetime: Duration) -> (u64, u32) {
     (lifetime.as_secs(), lifetime.subsec_nanos())
 }

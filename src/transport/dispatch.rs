@@ -5,7 +5,7 @@ use splicefs_core::{
     Result, SeekTo, SetAttr, SetTime, Span, Timestamp, WriteMode, XattrFlags,
 };
 
-use super::answer::{self, Given, put};
+use super::answer::{self, BODY, Given, Reply, put};
 use super::readdir::Entries;
 use super::request::{Opcode, Request};
 use super::wire::{
@@ -19,21 +19,6 @@ use zerocopy::IntoBytes;
 
 /// The largest value of an attribute (`XATTR_SIZE_MAX`), and of a list of names, in bytes.
 const XATTR_MAX: u32 = 64 * 1024;
-
-/// How a request is answered.
-pub(crate) enum Reply {
-    /// Not at all: the protocol has no reply for it.
-    None,
-    /// It has been.
-    Sent,
-    /// With no payload.
-    Empty,
-    /// With the payload that has been put together, which hands these over.
-    Body(Given),
-}
-
-/// A payload that hands nothing over.
-const BODY: Reply = Reply::Body(Given::NOTHING);
 
 /// Who asks. Root keeps setuid and setgid bits, unless the request says otherwise.
 fn caller(header: &InHeader, umask: u32) -> Caller {

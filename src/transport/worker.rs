@@ -8,8 +8,7 @@ use rustix::io::{Errno as Os, read};
 use splicefs_core::sys::creds;
 use splicefs_core::{Backend, Errno, Error, Result};
 
-use super::answer::Given;
-use super::dispatch::Reply;
+use super::answer::{Given, Reply};
 use super::port::{Port, Sent};
 use super::request::{Opcode, Request};
 use crate::aligned::{AlignedBuffer, PAGE};
