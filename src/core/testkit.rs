@@ -13,7 +13,7 @@ use crate::{
     RenameFlags, Result, Segment, SetAttr, Span, WriteMode,
 };
 
-/// The bytes of a plan, as reading and zero-filling gives them.
+/// The bytes of a plan, as reading and zero-filling gives them; what follows an extent that ends early is left out.
 ///
 /// # Panics
 /// Where an extent cannot be read.
@@ -28,6 +28,9 @@ pub fn execute(plan: &ReadPlan<'_>) -> Vec<u8> {
                 let n =
                     rustix::io::pread(extent.fd, &mut bytes, extent.offset).expect("an extent can be read");
                 all.extend_from_slice(&bytes[..n]);
+                if n < extent.len {
+                    return all;
+                }
             }
         }
     }

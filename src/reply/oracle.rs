@@ -8,6 +8,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use rustix::fs::OFlags;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
+use splicefs_core::testkit::execute;
 use splicefs_core::{CopyReason, FileExtent, ReadPlan, Segment, Span, Via};
 
 use super::pipe::Pipe;
@@ -72,26 +73,6 @@ fn extent(file: &File, offset: u64, len: usize) -> Segment<'_> {
     Segment::File(FileExtent { fd: file.as_fd(), offset, len, via: Via::Splice })
 }
 
-/// What the plan's bytes are by pread(2).
-fn expected(plan: &ReadPlan<'_>) -> Vec<u8> {
-    let mut all = Vec::new();
-    for segment in plan.segments() {
-        match segment {
-            Segment::Zeros(len) => all.resize(all.len() + len, 0),
-            Segment::Bytes(bytes) => all.extend_from_slice(bytes),
-            Segment::File(extent) => {
-                let mut bytes = vec![0; extent.len];
-                let n = rustix::io::pread(extent.fd, &mut bytes, extent.offset).unwrap();
-                all.extend_from_slice(&bytes[..n]);
-                if n < extent.len {
-                    return all;
-                }
-            }
-        }
-    }
-    all
-}
-
 #[test]
 fn the_largest_read_is_spliced_whole_aligned_or_not() {
     let file = file(300 * PAGE);
@@ -100,7 +81,7 @@ fn the_largest_read_is_spliced_whole_aligned_or_not() {
         let plan = ReadPlan::of(extent(&file, offset, max_read_bytes()));
         let outcome = engine.send(&device.write, UNIQUE, &plan);
         assert_eq!(outcome, Outcome::Spliced { data: max_read_bytes(), zeros: 0 }, "from {offset}");
-        assert!(device.reply() == expected(&plan), "from {offset}");
+        assert!(device.reply() == execute(&plan), "from {offset}");
     }
     assert_eq!(engine.counters.snapshot().spliced_bytes, 4 * max_read_bytes() as u64);
     assert_eq!(engine.counters.snapshot().copied_bytes, 0);
@@ -114,7 +95,7 @@ fn holes_are_zero_pages_and_counted_apart() {
     plan.push(extent(&file, 0, 2 * PAGE));
     let outcome = engine.send(&device.write, UNIQUE, &plan);
     assert_eq!(outcome, Outcome::Spliced { data: 2 * PAGE, zeros: 40 * PAGE });
-    assert_eq!(device.reply(), expected(&plan));
+    assert_eq!(device.reply(), execute(&plan));
 }
 
 #[test]
@@ -139,7 +120,7 @@ fn policy_copies_what_is_small_off_or_must_be_and_says_why() {
     for (mut engine, plan, reason) in cases {
         let outcome = engine.send(&device.write, UNIQUE, plan);
         assert_eq!(outcome, Outcome::Copied { data: plan.len(), zeros: 0, reason });
-        assert_eq!(device.reply(), expected(plan));
+        assert_eq!(device.reply(), execute(plan));
         assert_eq!(engine.counters.snapshot().copies[reason.key()], 1);
         assert_eq!(engine.counters.snapshot().spliced_bytes, 0);
     }
@@ -161,11 +142,11 @@ fn a_source_that_ends_early_gives_a_short_reply_and_no_byte_of_it_is_left_behind
     plan.push(Segment::Bytes(b"what follows a file's end is not the file's"));
     let outcome = engine.send(&device.write, UNIQUE, &plan);
     assert_eq!(outcome, Outcome::Copied { data: 10 * PAGE + 17, zeros: 0, reason: CopyReason::Short });
-    assert_eq!(device.reply(), expected(&plan));
+    assert_eq!(device.reply(), execute(&plan));
     assert!(engine.pipe.is_none(), "the pipe that held bytes is closed");
     let next = ReadPlan::of(extent(&other, 0, 3 * PAGE));
     assert_eq!(engine.send(&device.write, UNIQUE, &next), Outcome::Spliced { data: 3 * PAGE, zeros: 0 });
-    assert_eq!(device.reply(), expected(&next), "the next reader sees its own bytes");
+    assert_eq!(device.reply(), execute(&next), "the next reader sees its own bytes");
 }
 
 #[test]
@@ -204,7 +185,7 @@ fn a_device_that_refuses_splice_is_written_to_once_more_by_copy() {
     let plan = ReadPlan::of(extent(&file, 0, 16 * PAGE));
     let outcome = engine.send(&fd, UNIQUE, &plan);
     assert_eq!(outcome, Outcome::Copied { data: 16 * PAGE, zeros: 0, reason: CopyReason::DeviceRefused });
-    assert_eq!(check_header(&std::fs::read(device.path()).unwrap()), expected(&plan), "one reply, whole");
+    assert_eq!(check_header(&std::fs::read(device.path()).unwrap()), execute(&plan), "one reply, whole");
     assert!(engine.pipe.is_none());
 }
 
@@ -217,10 +198,10 @@ fn a_reply_that_a_small_pipe_cannot_hold_is_copied_and_smaller_ones_are_spliced(
     let large = ReadPlan::of(extent(&file, 0, 15 * PAGE));
     let outcome = engine.send(&device.write, UNIQUE, &large);
     assert_eq!(outcome, Outcome::Copied { data: 15 * PAGE, zeros: 0, reason: CopyReason::NoPipe });
-    assert_eq!(device.reply(), expected(&large));
+    assert_eq!(device.reply(), execute(&large));
     let small = ReadPlan::of(extent(&file, 1, 14 * PAGE));
     assert_eq!(engine.send(&device.write, UNIQUE, &small), Outcome::Spliced { data: 14 * PAGE, zeros: 0 });
-    assert_eq!(device.reply(), expected(&small));
+    assert_eq!(device.reply(), execute(&small));
 }
 
 #[test]
@@ -288,9 +269,9 @@ proptest! {
                 });
             }
             splicing.send(&device.write, UNIQUE, &plan);
-            prop_assert!(device.reply() == expected(&plan), "spliced");
+            prop_assert!(device.reply() == execute(&plan), "spliced");
             copying.send(&device.write, UNIQUE, &plan);
-            prop_assert!(device.reply() == expected(&plan), "copied");
+            prop_assert!(device.reply() == execute(&plan), "copied");
         }
         prop_assert_eq!(copying.counters.snapshot().spliced_bytes, 0);
     }

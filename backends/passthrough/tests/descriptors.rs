@@ -1,30 +1,18 @@
 //! Descriptors are bounded. Alone in its process, whose descriptors it counts.
 
+#[path = "nodes/common.rs"]
+mod common;
+
 use std::sync::Arc;
 
-use splicefs_core::{Backend, Caller, Make, Name, RenameFlags};
-use splicefs_passthrough::{Node, Options, Passthrough};
-
-fn name(text: &str) -> Name {
-    Name::new(text.as_bytes()).unwrap()
-}
-
-fn mkdir(fs: &Passthrough, parent: &Arc<Node>, text: &str) -> Arc<Node> {
-    fs.make(&Caller::DAEMON, parent, &name(text), Make::Directory(0o755)).unwrap().node
-}
+use common::{mirror, mkdir, name};
+use splicefs_core::{Backend, RenameFlags};
 
 /// More directories than descriptors are kept for: each is found again, after a rename above it too.
 #[test]
 fn a_tree_larger_than_the_descriptor_cache_is_found_again() {
     const DIRECTORIES: usize = 5000;
-    let source = tempfile::tempdir().unwrap();
-    let options = Options {
-        source: source.path().to_owned(),
-        mount_point: None,
-        noatime: false,
-        block_devices_as_files: false,
-    };
-    let fs = Passthrough::new(&options).unwrap();
+    let (fs, _source) = mirror();
     let root = fs.root();
     let top = mkdir(&fs, &root, "top");
     let nodes: Vec<_> = (0..DIRECTORIES).map(|i| mkdir(&fs, &top, &i.to_string())).collect();

@@ -4,24 +4,9 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
 
-use splicefs_core::{Backend, Caller, Errno, Make, Name, OpenFlags, RenameFlags, Result};
-use splicefs_passthrough::{Node, Options, Passthrough};
-use tempfile::TempDir;
-
-fn mirror() -> (Passthrough, TempDir) {
-    let source = tempfile::tempdir().unwrap();
-    let options = Options {
-        source: source.path().to_owned(),
-        mount_point: None,
-        noatime: false,
-        block_devices_as_files: false,
-    };
-    (Passthrough::new(&options).unwrap(), source)
-}
-
-fn name(text: &str) -> Name {
-    Name::new(text.as_bytes()).unwrap()
-}
+use crate::common::{mirror, mkdir, name};
+use splicefs_core::{Backend, Caller, Errno, OpenFlags, RenameFlags, Result};
+use splicefs_passthrough::{Node, Passthrough};
 
 fn lookup(fs: &Passthrough, parent: &Arc<Node>, text: &str) -> Result<Arc<Node>> {
     Ok(fs.lookup(parent, &name(text))?.node)
@@ -32,10 +17,6 @@ fn errno<T>(result: Result<T>) -> Errno {
         Ok(_) => panic!("it succeeded"),
         Err(e) => e.errno(),
     }
-}
-
-fn mkdir(fs: &Passthrough, parent: &Arc<Node>, text: &str) -> Arc<Node> {
-    fs.make(&Caller::DAEMON, parent, &name(text), Make::Directory(0o755)).unwrap().node
 }
 
 #[test]

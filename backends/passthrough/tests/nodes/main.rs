@@ -1,0 +1,5 @@
+//! The mirrored directory in process, without FUSE.
+
+mod common;
+mod conformance;
+mod identity;
