@@ -126,7 +126,9 @@ fn over_itself(tree: &str, script: &str) -> Option<String> {
     }
     // The daemon dies with the shell, whatever happens to the shell, and the namespace with both.
     let whole = format!(
-        "setpriv --pdeathsig KILL \"$1\" passthrough {tree} {tree} -f -o allow_other >&2 & pid=$!
+        "# The new namespace holds copies of the other tests' mounts, which would keep those busy.
+         awk '$0 ~ / - fuse/ {{ print $5 }}' /proc/self/mountinfo | while read -r other; do umount -l \"$other\"; done
+         setpriv --pdeathsig KILL \"$1\" passthrough {tree} {tree} -f -o allow_other >&2 & pid=$!
          until [ \"$(stat -f -c %T {tree})\" = fuse ] || [ \"$(stat -f -c %T {tree})\" = fuseblk ]; do
              kill -0 $pid || exit 1
              sleep 0.02
