@@ -13,12 +13,17 @@ pub(crate) struct AlignedBuffer {
 
 impl AlignedBuffer {
     /// Memory that is touched only when it is used.
-    pub(crate) fn new(lead: usize, len: usize) -> Self {
+    ///
+    /// # Errors
+    /// Where there is none: asked for first, since memory that is simply taken ends the process when it is not to be had.
+    pub(crate) fn new(lead: usize, len: usize) -> std::io::Result<Self> {
         debug_assert!(lead <= PAGE);
-        let memory = vec![0u8; len + 2 * PAGE];
+        let len_in_all = len + 2 * PAGE;
+        Vec::<u8>::new().try_reserve_exact(len_in_all).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+        let memory = vec![0u8; len_in_all];
         let boundary = memory.as_ptr().addr().wrapping_neg() % PAGE;
         let boundary = if boundary < lead { boundary + PAGE } else { boundary };
-        Self { memory, start: boundary - lead, end: boundary + len }
+        Ok(Self { memory, start: boundary - lead, end: boundary + len })
     }
 
     /// The bytes, those before the boundary first.
@@ -34,7 +39,7 @@ mod tests {
     #[test]
     fn what_follows_the_lead_starts_on_a_page() {
         for lead in [0, 16, 80, PAGE] {
-            let mut buffer = AlignedBuffer::new(lead, 3 * PAGE);
+            let mut buffer = AlignedBuffer::new(lead, 3 * PAGE).unwrap();
             let bytes = buffer.bytes();
             assert_eq!(bytes.len(), lead + 3 * PAGE);
             assert_eq!(bytes[lead..].as_ptr().addr() % PAGE, 0);

@@ -49,9 +49,11 @@ pub(super) fn run(order: &Order) -> Result<(), Failure> {
         return serve(order, Reporter::Parent);
     }
     let announcement = daemon::launch()?;
-    // The mount serves whether or not anybody reads this.
-    if order.manner.announce {
-        super::print(&format!("{announcement}\n"))?;
+    // The mount serves whether or not anybody can read this.
+    if order.manner.announce
+        && let Err(failure) = super::print(&format!("{announcement}\n"))
+    {
+        log::warn!("{failure}");
     }
     Ok(())
 }
@@ -108,19 +110,20 @@ impl Start<'_> {
             .map_err(|error| Failure::new(format!("cannot use /proc, which must be mounted: {error}")))?;
         let caught =
             signals::catch().map_err(|error| Failure::new(format!("cannot catch signals: {error}")))?;
-        let Mount { device, mounted } = mount::mount(&request)?;
         let cannot =
             |error: io::Error| Failure::new(format!("cannot serve {}: {error}", mount_point.display()));
-        let running =
-            session::start(backend, device, &session_config(&self.order.options)).map_err(cannot)?;
+        let prepared = session::prepare(&session_config(&self.order.options)).map_err(cannot)?;
+        let Mount { device, mounted } = mount::mount(&request)?;
+        let running = prepared.serve(backend, device).map_err(cannot)?;
         readahead::raise(mounted.point(), max_read);
         let created = created.keep();
         let announcement = match (self.reporter, self.order.manner.announce) {
             (Reporter::Person, false) => String::new(),
             _ => announcement(&source, &mount_point, created),
         };
-        let told = self.reporter.serving(&announcement);
-        let acting = told.and_then(|()| caught.act(mounted.point().clone()));
+        // Last of all the parent is told, which then says that all is well.
+        let acting = caught.act(mounted.point().clone());
+        let acting = acting.and_then(|()| self.reporter.serving(&announcement));
         if let Err(error) = acting {
             // Unmounting ends the session, and must come before anything waits for its threads.
             drop(mounted);

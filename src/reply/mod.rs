@@ -14,6 +14,7 @@ mod counters;
 mod pipe;
 mod splice;
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
@@ -92,8 +93,16 @@ pub struct Engine {
 
 impl Engine {
     /// An engine for replies of up to `max_read` bytes.
-    pub fn new(policy: Policy, zeros: Arc<ZeroSource>, max_read: usize, counters: Arc<Counters>) -> Self {
-        Self { policy, zeros, pipe: None, buffer: AlignedBuffer::new(HEADER, max_read), counters }
+    ///
+    /// # Errors
+    /// Where there is no memory for its buffer.
+    pub fn new(
+        policy: Policy,
+        zeros: Arc<ZeroSource>,
+        max_read: usize,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
+        Ok(Self { policy, zeros, pipe: None, buffer: AlignedBuffer::new(HEADER, max_read)?, counters })
     }
 
     /// Answers request `unique` on `device` with the bytes of `plan`, exactly once, and counts the outcome.

@@ -51,6 +51,7 @@ fn check_header(reply: &[u8]) -> Vec<u8> {
 
 fn engine(policy: Policy) -> Engine {
     Engine::new(policy, Arc::new(ZeroSource::new().unwrap()), max_read_bytes(), Arc::new(Counters::default()))
+        .unwrap()
 }
 
 fn splicing() -> Engine {

@@ -6,6 +6,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use splicefs_core::Backend;
 
 pub use crate::reply::max_read_bytes;
 use crate::reply::{Counters, Engine, Policy, ZeroSource, probe};
-use crate::transport::{Port, Worker};
+use crate::transport::{Port, Stock, Worker};
 use crate::vfs::{Access, Lifetimes, SpliceState, Stats, Vfs};
 use negotiate::{Handshake, MAX_WRITE};
 
@@ -50,14 +51,6 @@ pub struct SessionConfig {
     pub allow_root: bool,
 }
 
-/// A file system that is being served.
-#[derive(Debug)]
-pub struct Running {
-    workers: Vec<JoinHandle<io::Result<()>>>,
-    /// Keeps fuser's end of the connection.
-    _handshake: Handshake,
-}
-
 /// As many as processors. The standard library would look into /proc and /sys for limits of control groups, and those
 /// may be what has just been mounted over.
 fn default_threads() -> usize {
@@ -82,33 +75,108 @@ fn splice_state(mode: SpliceMode) -> io::Result<SpliceState> {
     })
 }
 
-/// Does the handshake on the mounted `device` and serves `backend` from threads. Returns once requests are served.
+/// What a thread does once there is something to serve.
+type Job = Box<dyn FnOnce(Stock) -> io::Result<()> + Send>;
+
+/// A thread that has all it needs and waits for its job.
+struct Ready {
+    thread: JoinHandle<io::Result<()>>,
+    job: Sender<Job>,
+}
+
+/// Everything a session needs, before anything is mounted: threads, buffers, pipes' limits. What can fail fails here,
+/// where no mount is left behind.
+pub struct Prepared {
+    splice: SpliceState,
+    counters: Arc<Counters>,
+    lifetimes: Lifetimes,
+    access: Access,
+    threads: Vec<Ready>,
+}
+
+/// Memory that the handshake takes for a moment, in bytes (fuser's read buffer).
+const HANDSHAKE_BUFFER: usize = 17 << 20;
+
+/// Prepares a session. Call it before mounting.
 ///
 /// # Errors
-/// Where the handshake fails, threads cannot be started, or `splice=on` cannot be had.
-pub fn start<B: Backend>(backend: B, device: OwnedFd, config: &SessionConfig) -> io::Result<Running> {
+/// Where threads or memory are not to be had, or `splice=on` is not.
+pub fn prepare(config: &SessionConfig) -> io::Result<Prepared> {
     let splice = splice_state(config.splice)?;
     let policy = Policy { splice: splice.serving, splice_min: config.splice_min };
-    let port = Arc::new(Port::new(device.try_clone()?));
-    let handshake = Handshake::new(device)?;
     let counters = Arc::new(Counters::default());
     let zeros = Arc::new(ZeroSource::new()?);
-    let lifetimes = Lifetimes { entry: config.entry_timeout, attr: config.attr_timeout };
-    let access = Access { owner: config.owner, owner_and_root_only: config.allow_root };
-    let stats = Stats::new(splice, counters.clone());
-    let vfs = Arc::new(Vfs::new(backend, lifetimes, access, stats, port.clone())?);
-    let threads = config.threads.map_or_else(default_threads, NonZeroUsize::get);
-    let mut workers = Vec::with_capacity(threads);
-    for i in 0..threads {
-        let engine = Engine::new(policy, zeros.clone(), max_read_bytes(), counters.clone());
-        let mut worker = Worker::new(vfs.clone(), port.clone(), engine, max_read_bytes());
-        let thread = std::thread::Builder::new().name(format!("worker-{i}"));
-        workers.push(
-            thread
-                .spawn(move || worker.serve(MAX_WRITE).inspect_err(|e| log::error!("a worker ends: {e}")))?,
-        );
+    let count = config.threads.map_or_else(default_threads, NonZeroUsize::get);
+    let mut threads = Vec::new();
+    for i in 0..count {
+        let (zeros, counters) = (zeros.clone(), counters.clone());
+        let stock = move || {
+            let engine = Engine::new(policy, zeros, max_read_bytes(), counters)?;
+            Stock::new(engine, max_read_bytes(), MAX_WRITE)
+        };
+        threads.push(Ready::start(i, stock).map_err(|e| {
+            let fewer = "take fewer with `-o threads=N`";
+            io::Error::new(e.kind(), format!("cannot start thread {} of {count} ({fewer}): {e}", i + 1))
+        })?);
     }
-    Ok(Running { workers, _handshake: handshake })
+    Vec::<u8>::new().try_reserve_exact(HANDSHAKE_BUFFER).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    Ok(Prepared {
+        splice,
+        counters,
+        lifetimes: Lifetimes { entry: config.entry_timeout, attr: config.attr_timeout },
+        access: Access { owner: config.owner, owner_and_root_only: config.allow_root },
+        threads,
+    })
+}
+
+impl Ready {
+    /// Starts a thread and waits until it has its stock.
+    fn start(index: usize, stock: impl FnOnce() -> io::Result<Stock> + Send + 'static) -> io::Result<Self> {
+        let (job, jobs) = channel::<Job>();
+        let (report, reports) = channel();
+        let run = move || {
+            let stock = match stock() {
+                Ok(stock) => stock,
+                Err(e) => return report.send(Err(e)).map_err(io::Error::other),
+            };
+            report.send(Ok(())).map_err(io::Error::other)?;
+            // No job comes where mounting failed.
+            let Ok(job) = jobs.recv() else { return Ok(()) };
+            job(stock).inspect_err(|e| log::error!("a worker ends: {e}"))
+        };
+        let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(run)?;
+        reports.recv().map_err(io::Error::other)??;
+        Ok(Self { thread, job })
+    }
+}
+
+impl Prepared {
+    /// Does the handshake on the mounted `device` and serves `backend`. Returns once requests are served.
+    ///
+    /// # Errors
+    /// Where the handshake fails.
+    pub fn serve<B: Backend>(self, backend: B, device: OwnedFd) -> io::Result<Running> {
+        let port = Arc::new(Port::new(device.try_clone()?));
+        let handshake = Handshake::new(device)?;
+        let stats = Stats::new(self.splice, self.counters);
+        let vfs = Arc::new(Vfs::new(backend, self.lifetimes, self.access, stats, port.clone())?);
+        let mut workers = Vec::with_capacity(self.threads.len());
+        for Ready { thread, job } in self.threads {
+            let (vfs, port) = (vfs.clone(), port.clone());
+            let serve: Job = Box::new(move |stock| Worker::serve(vfs, port, stock));
+            job.send(serve).map_err(|_| io::Error::other("a worker is gone"))?;
+            workers.push(thread);
+        }
+        Ok(Running { workers, _handshake: handshake })
+    }
+}
+
+/// A file system that is being served.
+#[derive(Debug)]
+pub struct Running {
+    workers: Vec<JoinHandle<io::Result<()>>>,
+    /// Keeps fuser's end of the connection.
+    _handshake: Handshake,
 }
 
 impl Running {

@@ -12,4 +12,4 @@ mod worker;
 
 pub use port::Port;
 pub use request::Opcode;
-pub use worker::Worker;
+pub use worker::{Stock, Worker};

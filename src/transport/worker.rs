@@ -19,6 +19,26 @@ use crate::vfs::Vfs;
 /// `O_DIRECT` asks for.
 const WRITE_HEADERS: usize = 80;
 
+/// What a thread needs to serve requests, taken before anything is mounted: then nothing is left to fail.
+pub struct Stock {
+    engine: Engine,
+    /// The message being served. The kernel asks for room for the headers and the largest write.
+    buffer: AlignedBuffer,
+    max_read: usize,
+}
+
+impl Stock {
+    /// Makes the calling thread a worker, for requests that carry at most `max_write` bytes and are answered with at most
+    /// `max_read`.
+    ///
+    /// # Errors
+    /// Where there is no memory, or the thread cannot have credentials of its own.
+    pub fn new(engine: Engine, max_read: usize, max_write: usize) -> io::Result<Self> {
+        creds::enter_worker().map_err(|e| io::Error::from_raw_os_error(e.errno().raw()))?;
+        Ok(Self { engine, buffer: AlignedBuffer::new(WRITE_HEADERS, max_write + PAGE)?, max_read })
+    }
+}
+
 /// Serves the requests of one thread.
 pub struct Worker<B: Backend> {
     pub(super) vfs: Arc<Vfs<B>>,
@@ -31,21 +51,16 @@ pub struct Worker<B: Backend> {
 }
 
 impl<B: Backend> Worker<B> {
-    /// A worker that answers on `port`.
-    pub fn new(vfs: Arc<Vfs<B>>, port: Arc<Port>, engine: Engine, max_read: usize) -> Self {
-        Self { vfs, port, engine, out: Vec::new(), max_read }
-    }
-
-    /// Serves until the file system is unmounted. Requests carry at most `max_write` bytes of data.
+    /// Answers on `port` until the file system is unmounted.
     ///
     /// # Errors
     /// Those of read(2) on the device that mean it can no longer be served, and that of a thread which could not become
     /// itself again after acting for a caller.
-    pub fn serve(&mut self, max_write: usize) -> io::Result<()> {
-        creds::enter_worker().map_err(|e| io::Error::from_raw_os_error(e.errno().raw()))?;
-        let mut buffer = AlignedBuffer::new(WRITE_HEADERS, max_write + PAGE);
+    pub fn serve(vfs: Arc<Vfs<B>>, port: Arc<Port>, stock: Stock) -> io::Result<()> {
+        let Stock { engine, mut buffer, max_read } = stock;
+        let mut worker = Self { vfs, port, engine, out: Vec::new(), max_read };
         loop {
-            let message = match read(&*self.port, &mut *buffer.bytes()) {
+            let message = match read(&*worker.port, &mut *buffer.bytes()) {
                 Ok(len) => &buffer.bytes()[..len],
                 // ENOENT: the request was interrupted before it was read.
                 Err(Os::INTR | Os::AGAIN | Os::NOENT) => continue,
@@ -53,7 +68,7 @@ impl<B: Backend> Worker<B> {
                 Err(e) => return Err(e.into()),
             };
             match Request::parse(message) {
-                Ok(request) => self.handle(request),
+                Ok(request) => worker.handle(request),
                 Err(_) => {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "a request without a header"));
                 }
