@@ -71,7 +71,7 @@ fn judge(bytes: &[u8], offset: u64, edges: Edges) -> Verdict {
         let start = done + at;
         let run = bytes[start..].iter().take_while(|&&byte| byte == 0).count();
         let begins = offset + start as u64;
-        let may_begin = edges == Edges::Any || begins % PAGE == 0 || start == 0;
+        let may_begin = edges == Edges::Any || begins.is_multiple_of(PAGE) || start == 0;
         if run == 0 || !may_begin {
             return Verdict::Wrong;
         }
