@@ -11,7 +11,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::RawFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Resource, Rlimit};
 
@@ -56,10 +56,26 @@ pub fn launch() -> Result<String, Failure> {
     if let Some(text) = line.strip_prefix(SERVING) {
         return Ok(text.to_owned());
     }
-    let ended = child.wait().map_err(cannot)?;
-    match line.strip_prefix(FAILED) {
-        Some(text) => Err(Failure::new(text)),
-        None => Err(Failure::new(format!("the background process ended before the mount served ({ended})"))),
+    // Before any wait, which gives no status where SIGCHLD is ignored.
+    if let Some(text) = line.strip_prefix(FAILED) {
+        return Err(Failure::new(text));
+    }
+    let how = match wait(&mut child).map_err(cannot)? {
+        Some(status) => format!(" ({status})"),
+        None => String::new(),
+    };
+    Err(Failure::new(format!("the background process ended before the mount served{how}")))
+}
+
+/// Waits for `child`. `None` when it has ended and nobody knows how: this process inherited an ignored SIGCHLD, and
+/// the kernel then keeps no status (wait(2), ECHILD).
+///
+/// # Errors
+/// When it cannot be waited for.
+pub fn wait(child: &mut Child) -> io::Result<Option<ExitStatus>> {
+    match child.wait() {
+        Err(error) if error.raw_os_error() == Some(libc::ECHILD) => Ok(None),
+        result => result.map(Some),
     }
 }
 
@@ -123,8 +139,11 @@ impl Reporter {
             Self::Parent => print_line(&format!("{FAILED}{failure}")),
         };
         // A parent that is gone reads nothing; its terminal may still show it.
-        if told.is_err() {
-            eprintln!("splicefs: {failure}");
+        if told.is_err()
+            && let Err(error) = writeln!(io::stderr(), "splicefs: {failure}")
+        {
+            // Nobody can be told; the exit status still says it.
+            log::debug!("cannot write to stderr: {error}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! How the program says that it cannot go on: one line that tells the person what to do.
 
 use std::fmt;
+use std::path::Path;
 
 /// Exit status of a command that could not do what it was asked to.
 const STATUS_FAILED: u8 = 1;
@@ -49,9 +50,30 @@ pub fn one_line(text: &str) -> String {
     line
 }
 
+/// `path` as a shell reads it back, and no command takes it for an option.
+pub fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let text = if text.starts_with('-') { format!("./{text}") } else { text };
+    let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_can_be_pasted_into_a_shell() {
+        let cases =
+            [("/m", "/m"), ("/a b'c", r"'/a b'\''c'"), ("", "''"), ("-l", "./-l"), ("/$HOME", "'/$HOME'")];
+        for (path, word) in cases {
+            assert_eq!(shell_word(Path::new(path)), word);
+        }
+    }
 
     #[test]
     fn a_message_is_one_line_whatever_the_path_holds() {

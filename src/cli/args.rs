@@ -49,7 +49,7 @@ pub(super) enum Command {
         #[arg(value_name = "MNT")]
         mount_point: OsString,
         /// Detach it even when it is in use; it ends when its last user leaves
-        #[arg(long, short = 'l')]
+        #[arg(long, short = 'l', visible_short_alias = 'z')]
         lazy: bool,
     },
 }
@@ -149,6 +149,10 @@ mod tests {
             panic!("a command")
         };
         assert!(lazy && mount_point == odd);
+        for alias in ["-l", "-z"] {
+            let command = parsed(&["unmount", alias, "m"]).command;
+            assert!(matches!(command, Some(Command::Unmount { lazy: true, .. })), "{alias}");
+        }
     }
 
     #[test]

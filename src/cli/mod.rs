@@ -2,21 +2,22 @@
 
 mod args;
 mod help;
+mod near;
 mod serve;
 mod stats;
 
-use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
 use args::{Cli, Command, Mount8};
+use clap::error::ErrorKind;
 
 use crate::daemon;
 use crate::failure::Failure;
 use crate::logging::{self, Setup};
 use crate::mount::{How, keeper, unmount_command};
-use crate::options::{BackendName, Options, Unknown, backends};
+use crate::options::{BackendName, Options, Unknown};
 use serve::{Manner, Order};
 
 /// Runs the program: reads the arguments, does what they say, and gives the exit status. A failure is one line on
@@ -26,11 +27,7 @@ pub fn main() -> ExitCode {
         keeper::keep();
         return ExitCode::SUCCESS;
     }
-    let cli = match args::parse(std::env::args_os()) {
-        Ok(cli) => cli,
-        Err(error) => error.exit(),
-    };
-    match run(cli) {
+    match read_arguments().and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let reporter =
@@ -39,6 +36,15 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.status())
         }
     }
+}
+
+/// What clap says of wrong arguments it prints itself, and ends the process.
+fn read_arguments() -> Result<Cli, Failure> {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    args::parse(arguments.iter().cloned()).map_err(|error| {
+        let conflict = error.kind() == ErrorKind::ArgumentConflict;
+        near::explain(&arguments).filter(|_| conflict).unwrap_or_else(|| error.exit())
+    })
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
@@ -75,30 +81,11 @@ fn mount8(form: Mount8) -> Result<(), Failure> {
     let unknown = if form.sloppy { Unknown::Ignore } else { Unknown::Refuse };
     let options = Options::parse(&form.mount.options, unknown)?;
     let Some(backend) = options.backend else {
-        return Err(no_backend(&source, &mount_point));
+        return Err(near::no_backend(&source, &mount_point));
     };
     let manner =
         Manner { foreground: form.mount.foreground, debug: form.mount.debug, announce: form.verbose };
     serve::run(&Order { backend, source, mount_point, options, manner })
-}
-
-fn no_backend(source: &OsString, mount_point: &OsString) -> Failure {
-    // `splicefs umount /mnt` reads as a source and a mount point.
-    let source = source.to_string_lossy();
-    let near = ["passthrough", "stats", "unmount"].into_iter().find(|command| {
-        let distance = strsim::damerau_levenshtein(command, &source);
-        distance <= 2
-    });
-    match near {
-        Some(command) => Failure::usage(format!(
-            "`{source}` is no command: `splicefs {command} {}`?",
-            Path::new(mount_point).display()
-        )),
-        None => Failure::usage(format!(
-            "no backend was named: add `-o backend=NAME` with the name {}",
-            backends()
-        )),
-    }
 }
 
 /// Prints to stdout; a reader that has seen enough is no failure.

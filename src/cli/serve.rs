@@ -8,7 +8,7 @@ use splicefs_core::{Backend, sys};
 use splicefs_passthrough::Passthrough;
 
 use crate::daemon::{self, Reporter};
-use crate::failure::Failure;
+use crate::failure::{Failure, shell_word};
 use crate::logging::{self, Behind, Setup};
 use crate::mount::preflight::{self, Places};
 use crate::mount::{self, Mount, Request, readahead};
@@ -108,8 +108,9 @@ impl Start<'_> {
         let request = Request::new(&source, &mount_point, &self.order.options, max_read);
         sys::detach_from_mounts()
             .map_err(|error| Failure::new(format!("cannot use /proc, which must be mounted: {error}")))?;
-        let caught =
-            signals::catch().map_err(|error| Failure::new(format!("cannot catch signals: {error}")))?;
+        let signals = signals::catch()
+            .and_then(signals::Caught::start)
+            .map_err(|error| Failure::new(format!("cannot catch signals: {error}")))?;
         let cannot =
             |error: io::Error| Failure::new(format!("cannot serve {}: {error}", mount_point.display()));
         let prepared = session::prepare(&session_config(&self.order.options)).map_err(cannot)?;
@@ -122,7 +123,7 @@ impl Start<'_> {
             _ => announcement(&source, &mount_point, created),
         };
         // Last of all the parent is told, which then says that all is well.
-        let acting = caught.act(mounted.point().clone());
+        let acting = signals.act(mounted.point().clone());
         let acting = acting.and_then(|()| self.reporter.serving(&announcement));
         if let Err(error) = acting {
             // Unmounting ends the session, and must come before anything waits for its threads.
@@ -169,13 +170,6 @@ fn announcement(source: &Path, mount_point: &Path, created: bool) -> String {
         source.display(),
         mount_point.display()
     )
-}
-
-/// `path` as a shell reads it back.
-fn shell_word(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
-    if text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
 }
 
 #[cfg(test)]

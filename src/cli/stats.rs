@@ -6,8 +6,8 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::failure::Failure;
-use crate::mount::mountinfo;
+use crate::failure::{Failure, shell_word};
+use crate::mount::{dead_mount_around, mountinfo};
 use crate::vfs::STATS_XATTR;
 
 /// The longest value the kernel hands over (XATTR_SIZE_MAX).
@@ -41,7 +41,8 @@ fn explain(given: &Path, error: &io::Error) -> Failure {
         Some(libc::ENOENT) => format!("{shown} does not exist"),
         Some(libc::ENOTCONN) => {
             format!(
-                "{shown} is a dead mount (Transport endpoint is not connected): `splicefs unmount {shown}`"
+                "{shown} is, or lies in, a dead mount (Transport endpoint is not connected): `splicefs unmount {}`",
+                shell_word(&dead_mount_around(given))
             )
         }
         Some(libc::ENODATA | libc::EOPNOTSUPP) if !is_fuse_mount_point(given) => {

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 
 use super::{Mount, Mounted, Request, fusermount, preflight};
-use crate::failure::Failure;
+use crate::failure::{Failure, shell_word};
 
 /// The device every FUSE daemon reads its requests from.
 pub(super) const DEVICE: &str = "/dev/fuse";
@@ -37,8 +37,9 @@ fn mount_directly(request: &Request) -> Result<Option<Mount>, Failure> {
         Err(Errno::PERM) => Ok(None),
         Err(Errno::NODEV) => Err(Failure::new("this kernel has no FUSE: load the module (`modprobe fuse`)")),
         Err(Errno::BUSY) => Err(Failure::new(format!(
-            "mount point {0} is busy: see what is mounted (`findmnt {0}`)",
-            point.display()
+            "mount point {} is busy: see what is mounted (`findmnt {}`)",
+            point.display(),
+            shell_word(point)
         ))),
         Err(error) => Err(Failure::new(format!("cannot mount on {}: {error}", point.display()))),
     }

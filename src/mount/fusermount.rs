@@ -16,7 +16,8 @@ use rustix::io::{Errno, FdFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::unmount::{How, Trouble};
-use super::{Mount, Mounted, Request};
+use super::{Mount, Mounted, Request, mountinfo};
+use crate::daemon;
 use crate::failure::Failure;
 
 const PROGRAM: &str = "fusermount3";
@@ -64,7 +65,7 @@ fn start(request: &Request, theirs: UnixStream) -> io::Result<Child> {
 fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     // Its messages are matched below.
-    command.env("LC_ALL", "C").env_remove(crate::daemon::ROLE_VARIABLE);
+    command.env("LC_ALL", "C").env_remove(daemon::ROLE_VARIABLE);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command
 }
@@ -97,9 +98,10 @@ fn finish(mut child: Child, stderr: Option<ChildStderr>) {
     if !said.is_empty() {
         log::warn!("{PROGRAM}: {said}");
     }
-    match child.wait() {
-        Ok(status) if status.success() => {}
-        Ok(status) => log::warn!("{PROGRAM} mounted, then ended with {status}"),
+    match daemon::wait(&mut child) {
+        Ok(None) => {}
+        Ok(Some(status)) if status.success() => {}
+        Ok(Some(status)) => log::warn!("{PROGRAM} mounted, then ended with {status}"),
         Err(error) => log::warn!("cannot wait for {PROGRAM}: {error}"),
     }
 }
@@ -121,7 +123,11 @@ fn said(stderr: Option<ChildStderr>) -> String {
 fn explain(mut child: Child, stderr: Option<ChildStderr>, request: &Request) -> Failure {
     let said = said(stderr);
     let point = request.mount_point().display();
-    let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+    let status = match daemon::wait(&mut child) {
+        Ok(Some(status)) => status.to_string(),
+        Ok(None) => "an unknown status".to_owned(),
+        Err(error) => error.to_string(),
+    };
     Failure::new(match said.as_str() {
         "" => format!("cannot mount on {point}: {PROGRAM} ended with {status} and gave no reason"),
         text if text.contains("user_allow_other") => super::preflight::ALLOW_OTHER_IS_OFF.to_owned(),
@@ -173,15 +179,23 @@ pub(super) fn unmount(point: &Path, how: How) -> Result<(), Trouble> {
     if how == How::Lazily {
         command.arg("-z");
     }
+    let before = top(point);
     let run = command.arg("--").arg(point).spawn().and_then(|mut child| {
         let said = said(child.stderr.take());
-        Ok((child.wait()?, said))
+        Ok((daemon::wait(&mut child)?, said))
     });
     match run {
-        Ok((status, _)) if status.success() => Ok(()),
+        Ok((Some(status), _)) if status.success() => Ok(()),
+        Ok((None, said)) if said.is_empty() && top(point) != before => Ok(()),
         Ok((_, said)) => Err(trouble(&said)),
         Err(error) => Err(Trouble::Other(format!("cannot run {PROGRAM}: {error}"))),
     }
+}
+
+/// What is mounted on `point`; judges a helper whose status nobody knows.
+fn top(point: &Path) -> Option<mountinfo::Entry> {
+    let entries = mountinfo::read().ok()?;
+    mountinfo::top_at(&entries, point).cloned()
 }
 
 fn trouble(said: &str) -> Trouble {

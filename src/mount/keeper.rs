@@ -67,7 +67,7 @@ pub fn keep() {
     // Nobody reads what this process says; a mount it cannot unmount stays, and `splicefs unmount` says why.
     match point.unmount_dead() {
         Ok(()) | Err(Trouble::NotMounted) => {}
-        Err(trouble) => log::error!("{}", trouble.describe(point.path())),
+        Err(trouble) => log::error!("{}", trouble.describe(&point.current_path())),
     }
 }
 

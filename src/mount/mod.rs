@@ -2,6 +2,7 @@
 //!
 //! Nothing here looks a path up inside a mount this process serves: such a request would wait for itself.
 
+mod dead;
 mod device;
 mod fusermount;
 pub mod keeper;
@@ -20,6 +21,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::failure::Failure;
+pub(crate) use dead::mount_around as dead_mount_around;
 use keeper::Keeper;
 pub use request::Request;
 pub use unmount::{How, Trouble, unmount, unmount_command};
@@ -45,7 +47,7 @@ impl MountPoint {
         Self { path: path.to_owned(), entry }
     }
 
-    /// The directory mounted on.
+    /// The directory mounted on, as it was called then.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -55,15 +57,20 @@ impl MountPoint {
         self.entry.as_ref().map(|entry| entry.device.clone())
     }
 
+    /// The directory mounted on, as it is called now: a directory above it may have been renamed.
+    pub fn current_path(&self) -> PathBuf {
+        match self.state() {
+            State::Stands(path) | State::Covered(path) => path,
+            State::Gone => self.path.clone(),
+        }
+    }
+
     /// What is at the mount point now.
     fn state(&self) -> State {
-        let (Some(ours), Ok(entries)) = (&self.entry, mountinfo::read()) else { return State::Unknown };
-        if !entries.iter().any(|entry| ours.is_same_mount(entry)) {
-            return State::Gone;
-        }
-        match mountinfo::top_at(&entries, &self.path) {
-            Some(top) if !ours.is_same_mount(top) => State::Covered,
-            _ => State::Stands,
+        match (&self.entry, mountinfo::read()) {
+            (Some(ours), Ok(entries)) => state_in(ours, &entries),
+            // The table cannot tell: what is done next finds out.
+            _ => State::Stands(self.path.clone()),
         }
     }
 
@@ -74,8 +81,8 @@ impl MountPoint {
     pub fn unmount(&self, how: How) -> Result<(), Trouble> {
         match self.state() {
             State::Gone => Err(Trouble::NotMounted),
-            State::Covered => Err(Trouble::Covered),
-            State::Stands | State::Unknown => unmount(&self.path, how),
+            State::Covered(_) => Err(Trouble::Covered),
+            State::Stands(path) => unmount(&path, how),
         }
     }
 
@@ -88,11 +95,9 @@ impl MountPoint {
         for wait in DEATH_WAITS_MS {
             match self.state() {
                 State::Gone => return Err(Trouble::NotMounted),
-                State::Covered => return Err(Trouble::Covered),
-                State::Stands | State::Unknown if is_dead(&self.path) => {
-                    return unmount(&self.path, How::Lazily);
-                }
-                State::Stands | State::Unknown => thread::sleep(Duration::from_millis(wait)),
+                State::Covered(_) => return Err(Trouble::Covered),
+                State::Stands(path) if is_dead(&path) => return unmount(&path, How::Lazily),
+                State::Stands(_) => thread::sleep(Duration::from_millis(wait)),
             }
         }
         Err(Trouble::NotMounted)
@@ -121,13 +126,22 @@ fn is_dead(path: &Path) -> bool {
     told.recv_timeout(ANSWER_PATIENCE).is_ok_and(|error| dead.contains(&error))
 }
 
+/// The paths are where the mount is now.
+#[derive(PartialEq, Eq, Debug)]
 enum State {
-    Stands,
+    Stands(PathBuf),
     /// Another mount lies on top of ours.
-    Covered,
+    Covered(PathBuf),
     Gone,
-    /// The mount table cannot be read.
-    Unknown,
+}
+
+fn state_in(ours: &mountinfo::Entry, entries: &[mountinfo::Entry]) -> State {
+    let Some(now) = entries.iter().find(|entry| ours.is_same_mount(entry)) else { return State::Gone };
+    let path = now.mount_point.clone();
+    match mountinfo::top_at(entries, &path) {
+        Some(top) if !ours.is_same_mount(top) => State::Covered(path),
+        _ => State::Stands(path),
+    }
 }
 
 /// A mount of ours. Dropping it unmounts what still stands, so that neither a start that fails halfway nor an aborted
@@ -166,7 +180,7 @@ impl Drop for Mounted {
         match result {
             Ok(()) => log::info!("unmounted {}, which still stood", self.point.path().display()),
             Err(Trouble::NotMounted) => {}
-            Err(trouble) => log::error!("{}", trouble.describe(self.point.path())),
+            Err(trouble) => log::error!("{}", trouble.describe(&self.point.current_path())),
         }
     }
 }
@@ -192,4 +206,22 @@ pub struct Mount {
     pub device: OwnedFd,
     /// Unmounts when dropped.
     pub mounted: Mounted,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_found_where_it_is_now() {
+        let table = |text: &[u8]| mountinfo::parse(text);
+        let before = table(b"36 27 0:40 / /par/mnt rw - fuse.splicefs /src rw\n");
+        let state = |text: &[u8]| state_in(&before[0], &table(text));
+        assert_eq!(state(b""), State::Gone);
+        assert_eq!(state(b"36 27 0:41 / /par/mnt rw - fuse.splicefs /src rw\n"), State::Gone);
+        let renamed = b"36 27 0:40 / /par2/mnt rw - fuse.splicefs /src rw\n";
+        assert_eq!(state(renamed), State::Stands("/par2/mnt".into()));
+        let covered = [&renamed[..], b"37 36 0:42 / /par2/mnt rw - tmpfs x rw\n"].concat();
+        assert_eq!(state(&covered), State::Covered("/par2/mnt".into()));
+    }
 }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::Access as Permission;
 use rustix::thread::CapabilitySet;
 
-use super::{device, fusermount, mountinfo, unmount};
-use crate::failure::Failure;
+use super::{dead, device, fusermount, mountinfo, unmount};
+use crate::failure::{Failure, shell_word};
 use crate::options::{Access, Options};
 
 const FUSE_CONF: &str = "/etc/fuse.conf";
@@ -133,6 +133,13 @@ fn find_source(given: &Path) -> Result<PathBuf, Failure> {
     if !meta.is_dir() {
         return Err(Failure::new(format!("source {} is not a directory", given.display())));
     }
+    if rustix::fs::access(&path, Permission::READ_OK | Permission::EXEC_OK).is_err() {
+        return Err(Failure::new(format!(
+            "you may not read and enter source {0}: see its permissions (`ls -ld {1}`)",
+            given.display(),
+            shell_word(given)
+        )));
+    }
     Ok(path)
 }
 
@@ -142,15 +149,15 @@ fn source_failure(given: &Path, error: &io::Error) -> Failure {
         Some(libc::ENOENT) if given.as_os_str().is_empty() => "the source is an empty name".to_owned(),
         Some(libc::ENOENT) => format!("source {shown} does not exist"),
         Some(libc::ENOTDIR) => format!("source {shown} is not a directory"),
-        Some(libc::ENOTCONN) => {
-            format!("source {shown} is a dead FUSE mount: unmount it first (`splicefs unmount {shown}`)")
+        _ if dead::is_from_dead_mount(error) => {
+            format!("source {shown} {}", in_dead_mount(given))
         }
         _ => format!("cannot use source {shown}: {error}"),
     })
 }
 
 fn find_mount_point(given: &Path) -> Result<(PathBuf, Created), Failure> {
-    refuse_our_mount(given)?;
+    refuse_fuse_mount(given)?;
     let (path, created) = match given.canonicalize() {
         Ok(path) => (path, Created(None)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => make_mount_point(given)?,
@@ -160,6 +167,11 @@ fn find_mount_point(given: &Path) -> Result<(PathBuf, Created), Failure> {
     if !meta.is_dir() {
         return Err(Failure::new(format!("mount point {} is not a directory", given.display())));
     }
+    if path == Path::new("/") {
+        return Err(Failure::new(
+            "cannot mount on /, where everything would be hidden: take another mount point",
+        ));
+    }
     Ok((path, created))
 }
 
@@ -167,20 +179,21 @@ fn mount_point_failure(given: &Path, error: &io::Error) -> Failure {
     let shown = given.display();
     Failure::new(match error.raw_os_error() {
         Some(libc::ENOTDIR) => format!("mount point {shown} is not a directory"),
-        Some(libc::ENOTCONN) => dead_mount(given),
+        _ if dead::is_from_dead_mount(error) => format!("mount point {shown} {}", in_dead_mount(given)),
         _ => format!("cannot use mount point {shown}: {error}"),
     })
 }
 
-fn dead_mount(given: &Path) -> String {
+/// The end of a sentence that begins with `given`.
+fn in_dead_mount(given: &Path) -> String {
+    let word = shell_word(&dead::mount_around(given));
     format!(
-        "mount point {0} is a dead mount (Transport endpoint is not connected): unmount it first (`splicefs unmount {0}`)",
-        given.display()
+        "is, or lies in, a dead mount (Transport endpoint is not connected): unmount it first (`splicefs unmount {word}`)"
     )
 }
 
-/// Refuses a mount point that is a mount of splicefs already, alive or dead; a mount of anything else may be covered.
-fn refuse_our_mount(given: &Path) -> Result<(), Failure> {
+/// Refuses a mount point that is a FUSE mount already, alive or dead; a mount of anything else may be covered.
+fn refuse_fuse_mount(given: &Path) -> Result<(), Failure> {
     let Ok(entries) = mountinfo::read() else { return Ok(()) };
     // A mount point that cannot be found is somebody else's message.
     let Ok(point) = unmount::locate(given, &entries) else { return Ok(()) };
@@ -189,16 +202,14 @@ fn refuse_our_mount(given: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     if super::is_dead(&point) {
-        return Err(Failure::new(dead_mount(given)));
+        return Err(Failure::new(format!("mount point {} {}", given.display(), in_dead_mount(given))));
     }
-    if entry.fs_type == "fuse.splicefs" {
-        return Err(Failure::new(format!(
-            "{0} is a splicefs mount of {1} already: unmount it first (`splicefs unmount {0}`)",
-            given.display(),
-            Path::new(&entry.source).display()
-        )));
-    }
-    Ok(())
+    Err(Failure::new(format!(
+        "{} is a {} already: unmount it first (`splicefs unmount {}`)",
+        given.display(),
+        mountinfo::title(entry),
+        shell_word(given)
+    )))
 }
 
 fn make_mount_point(given: &Path) -> Result<(PathBuf, Created), Failure> {
@@ -263,6 +274,7 @@ mod tests {
             (at("src"), PathBuf::new(), "empty name"),
             (at("src"), at("dangling"), "leads nowhere"),
             (at("src/inner"), at("src"), "lies inside the mount point"),
+            (at("src"), "/".into(), "cannot mount on /"),
         ];
         for (source, mount_point, expected) in cases {
             let line = refused(&source, &mount_point);

@@ -99,7 +99,6 @@ impl Request {
             (self.flags.contains(MountFlags::NOEXEC), ",noexec"),
             (self.flags.contains(MountFlags::NOATIME), ",noatime"),
             (self.flags.contains(MountFlags::SYNCHRONOUS), ",sync"),
-            (self.flags.contains(MountFlags::DIRSYNC), ",dirsync"),
             // Its own default is nosuid,nodev.
             (may_set_suid_dev && !self.flags.contains(MountFlags::NOSUID), ",suid"),
             (may_set_suid_dev && !self.flags.contains(MountFlags::NODEV), ",dev"),
@@ -125,7 +124,6 @@ fn flags(options: &Options) -> MountFlags {
     flags.set(MountFlags::NOEXEC, !options.exec);
     flags.set(MountFlags::NOATIME, options.noatime);
     flags.set(MountFlags::SYNCHRONOUS, options.sync);
-    flags.set(MountFlags::DIRSYNC, options.dirsync);
     flags
 }
 
@@ -197,7 +195,7 @@ mod tests {
         assert_eq!(request("").flags(), safe);
         assert_eq!(request("suid,dev").flags(), MountFlags::empty());
         assert_eq!(request("ro,noexec").flags(), safe | MountFlags::RDONLY | MountFlags::NOEXEC);
-        assert_eq!(request("sync,dirsync").flags(), safe | MountFlags::SYNCHRONOUS | MountFlags::DIRSYNC);
+        assert_eq!(request("sync,dirsync").flags(), safe | MountFlags::SYNCHRONOUS);
         assert_eq!(request("noatime").flags(), safe | MountFlags::NOATIME);
     }
 
@@ -223,7 +221,7 @@ mod tests {
                 "ro,noexec,noatime,sync,dirsync,auto_unmount,allow_root,default_permissions,subtype=,fsname=x",
                 false
             ),
-            "ro,noexec,noatime,sync,dirsync,default_permissions,allow_other,max_read=65536,fsname=x"
+            "ro,noexec,noatime,sync,default_permissions,allow_other,max_read=65536,fsname=x"
         );
         assert_eq!(list("suid,dev,fsname=x", true), "rw,suid,dev,max_read=65536,subtype=splicefs,fsname=x");
         assert_eq!(list("suid,dev,fsname=x", false), "rw,max_read=65536,subtype=splicefs,fsname=x");

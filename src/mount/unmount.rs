@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
-use super::{fusermount, mountinfo};
-use crate::failure::Failure;
+use super::{dead, fusermount, mountinfo};
+use crate::failure::{Failure, shell_word};
 
 /// Whether to wait for the users of the mount.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,14 +36,15 @@ pub enum Trouble {
 impl Trouble {
     /// One line about `point` that says what to do.
     pub fn describe(&self, point: &Path) -> String {
+        let word = shell_word(point);
         let point = point.display();
         match self {
             Self::Busy => format!(
-                "{point} is in use: see by whom with `fuser -vm {point}` or `lsof +f -- {point}`, or detach it now with `splicefs unmount --lazy {point}`"
+                "{point} is in use: see by whom with `fuser -vm {word}` or `lsof +f -- {word}`, or detach it now with `splicefs unmount --lazy {word}`"
             ),
             Self::NotMounted => format!("nothing is mounted on {point}"),
             Self::Covered => {
-                format!("another mount lies on top of {point}: unmount that first (`umount {point}`)")
+                format!("another mount lies on top of {point}: unmount that first (`umount {word}`)")
             }
             Self::NotPermitted => {
                 format!("you may not unmount {point}: only the user who mounted it and root may")
@@ -82,9 +83,10 @@ pub fn unmount_command(given: &Path, how: How) -> Result<(), Failure> {
     match mountinfo::top_at(&entries, &point) {
         None => Err(Failure::new(not_mounted(&point, &entries))),
         Some(entry) if !entry.is_fuse() => Err(Failure::new(format!(
-            "{0} is no FUSE mount but a {1}: use `umount {0}`",
+            "{} is no FUSE mount but a {}: use `umount {}`",
             point.display(),
-            mountinfo::title(entry)
+            mountinfo::title(entry),
+            shell_word(&point)
         ))),
         Some(_) => unmount(&point, how).map_err(|trouble| Failure::new(trouble.describe(&point))),
     }
@@ -92,7 +94,17 @@ pub fn unmount_command(given: &Path, how: How) -> Result<(), Failure> {
 
 /// The mount point that `given` names. Its last part is not looked up unless it must be: on a dead mount that fails.
 pub(super) fn locate(given: &Path, entries: &[mountinfo::Entry]) -> Result<PathBuf, Failure> {
-    let unlocated = |error: &io::Error| Failure::new(format!("cannot find {}: {error}", given.display()));
+    let unlocated = |error: &io::Error| {
+        let shown = given.display();
+        Failure::new(match dead::around(given, entries).filter(|_| dead::is_from_dead_mount(error)) {
+            Some(point) => format!(
+                "{shown} lies in the dead mount on {}: `splicefs unmount {}`",
+                point.display(),
+                shell_word(&point)
+            ),
+            None => format!("cannot find {shown}: {error}"),
+        })
+    };
     let absolute = std::path::absolute(given).map_err(|error| unlocated(&error))?;
     if let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) {
         let parent = parent.canonicalize().map_err(|error| unlocated(&error))?;
@@ -107,9 +119,10 @@ pub(super) fn locate(given: &Path, entries: &[mountinfo::Entry]) -> Result<PathB
 fn not_mounted(point: &Path, entries: &[mountinfo::Entry]) -> String {
     match mountinfo::containing(entries, point).filter(|entry| entry.is_fuse()) {
         Some(around) => format!(
-            "{} is no mount point but lies in the one on {1}: `splicefs unmount {1}`",
+            "{} is no mount point but lies in the one on {}: `splicefs unmount {}`",
             point.display(),
-            around.mount_point.display()
+            around.mount_point.display(),
+            shell_word(&around.mount_point)
         ),
         None => Trouble::NotMounted.describe(point),
     }
@@ -142,5 +155,7 @@ mod tests {
     fn busy_names_the_tools_and_the_way_out() {
         let line = Trouble::Busy.describe(Path::new("/m"));
         assert!(line.contains("fuser -vm /m") && line.contains("splicefs unmount --lazy /m"));
+        let line = Trouble::Busy.describe(Path::new("/a b"));
+        assert!(line.starts_with("/a b is in use") && line.contains("unmount --lazy '/a b'"), "{line}");
     }
 }

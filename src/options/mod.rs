@@ -83,8 +83,6 @@ pub struct Options {
     pub exec: bool,
     /// `sync`.
     pub sync: bool,
-    /// `dirsync`.
-    pub dirsync: bool,
     /// `fsname=`: the name shown as the mount's source; without it, the source path.
     pub fsname: Option<OsString>,
     /// `subtype=`: the mount is listed as `fuse.SUBTYPE`, or as `fuse` when this is empty.
@@ -121,7 +119,6 @@ impl Default for Options {
             dev: false,
             exec: true,
             sync: false,
-            dirsync: false,
             fsname: None,
             subtype: DEFAULT_SUBTYPE.to_owned(),
             auto_unmount: false,
@@ -164,6 +161,12 @@ impl Options {
 
     fn apply(&mut self, element: &[u8], unknown: Unknown) -> Result<(), Failure> {
         let (name, value) = text::name_and_value(element);
+        // Not with `-s` either: it would mount a second time.
+        if name == b"remount" {
+            return Err(Failure::usage(
+                "this program cannot remount: the kernel does it alone (`mount -i -o remount,ro MNT`)",
+            ));
+        }
         let Some(spec) = table::find(name) else {
             if unknown == Unknown::Ignore {
                 self.ignored.push(OsStr::from_bytes(element).to_owned());
@@ -196,12 +199,18 @@ fn bad_value(spec: &Spec, value: &[u8], expected: &str) -> Failure {
 
 fn unknown_option(name: &[u8]) -> Failure {
     let name = String::from_utf8_lossy(name);
-    let nearest = SPECS
-        .iter()
-        .filter(|spec| !matches!(spec.takes, Takes::IgnoredPrefix))
-        .min_by_key(|spec| strsim::damerau_levenshtein(&name.to_lowercase(), spec.name));
-    let hint = nearest.map(|spec| format!("; the nearest known one is `{}`", spec.name)).unwrap_or_default();
+    let hint = nearest(&name).map(|near| format!("; the nearest known one is `{near}`")).unwrap_or_default();
     Failure::usage(format!("unknown option `{name}`{hint} (`splicefs --help` lists all)"))
+}
+
+/// The option that was probably meant. Three letters are near to too much: `uid` has nothing to do with `suid`.
+fn nearest(name: &str) -> Option<&'static str> {
+    let length = name.chars().count();
+    let lower = name.to_lowercase();
+    let useful = SPECS.iter().filter(|spec| spec.group != Group::DoesNothing).map(|spec| spec.name);
+    let far = |known: &str| strsim::damerau_levenshtein(&lower, known);
+    let known = useful.min_by_key(|known| far(known))?;
+    (length > 3 && far(known) <= (length / 3).max(2)).then_some(known)
 }
 
 #[cfg(test)]

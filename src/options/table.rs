@@ -107,7 +107,6 @@ pub(super) const SPECS: &[Spec] = &[
     flag("noexec", |o| o.exec = false, "refuse to run programs"),
     flag("sync", |o| o.sync = true, "write synchronously"),
     flag("async", |o| o.sync = false, "write asynchronously (default)"),
-    flag("dirsync", |o| o.dirsync = true, "change directories synchronously"),
     value(
         "fsname",
         "NAME",
@@ -188,6 +187,7 @@ pub(super) const SPECS: &[Spec] = &[
     ignored("nodiratime"),
     ignored("lazytime"),
     ignored("nolazytime"),
+    ignored("dirsync"),
     ignored("iversion"),
     ignored("noiversion"),
     ignored("mand"),

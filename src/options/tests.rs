@@ -26,7 +26,7 @@ fn each_option_sets_its_field_and_no_other() {
         ("dev", |o| o.dev = true),
         ("noexec", |o| o.exec = false),
         ("sync", |o| o.sync = true),
-        ("dirsync", |o| o.dirsync = true),
+        ("dirsync", |o| o.ignored = vec!["dirsync".into()]),
         ("fsname=a=b", |o| o.fsname = Some("a=b".into())),
         ("subtype=x.y-z_1", |o| o.subtype = "x.y-z_1".into()),
         ("subtype=", |o| o.subtype = String::new()),
@@ -76,6 +76,14 @@ fn an_unknown_option_is_refused_naming_the_nearest() {
     for (list, nearest) in cases {
         let message = parse(list).expect_err(list).to_string();
         assert!(message.contains(&format!("the nearest known one is `{nearest}`")), "{message}");
+    }
+    for far in ["uid=3", "gid", "frobnicate", "comments", "relatme"] {
+        let message = parse(far).expect_err(far).to_string();
+        assert!(!message.contains("nearest") && message.contains("--help"), "{message}");
+    }
+    for unknown in [Unknown::Refuse, Unknown::Ignore] {
+        let failure = Options::parse(&["remount,ro"], unknown).expect_err("a remount");
+        assert!(failure.to_string().contains("mount -i -o remount,ro MNT"), "{failure}");
     }
     for smuggled in ["fd=3", "rootmode=40000", "user_id=0", "group_id=0", "max_read=1", "blkdev"] {
         parse(smuggled).expect_err(smuggled);

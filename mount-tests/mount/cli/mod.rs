@@ -1,6 +1,7 @@
 //! What a person or a script at the command line meets: starting, failing, stopping.
 
 mod options;
+mod surprises;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -65,7 +66,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        for path in [self.point(), self.dir.path().join("new")] {
+        for path in [self.point(), self.dir.path().join("new"), self.dir.path().join("renamed/mnt")] {
             while is_mounted(&path) {
                 umount2(&path, MntFlags::MNT_DETACH).expect("umount");
             }
