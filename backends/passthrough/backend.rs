@@ -9,7 +9,8 @@ use rustix::fs::{fstatfs, readlinkat};
 use splicefs_core::sys::creds::As;
 use splicefs_core::{
     Attr, Backend, Caller, Cookie, CreateFlags, DirSink, Entry, Errno, Ioctl, Make, Name, NodeId, OpenFlags,
-    Opened, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span, StatFs, WriteMode, XattrFlags, sys,
+    Opened, Ownership, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span, StatFs, WriteMode, XattrFlags,
+    sys,
 };
 
 use crate::fsclass::FsClass;
@@ -22,6 +23,7 @@ impl Backend for Passthrough {
     type Dir = Dir;
 
     const NAME: &'static str = "passthrough";
+    const OWNERSHIP: Ownership = Ownership::Shared;
 
     fn root(&self) -> Arc<Node> {
         self.tree.root()
@@ -84,7 +86,13 @@ impl Backend for Passthrough {
         self.tree.remove(parent, name, true)
     }
 
-    fn rename(&self, from: (&Arc<Node>, &Name), to: (&Arc<Node>, &Name), flags: RenameFlags) -> Result<()> {
+    fn rename(
+        &self,
+        _caller: &Caller,
+        from: (&Arc<Node>, &Name),
+        to: (&Arc<Node>, &Name),
+        flags: RenameFlags,
+    ) -> Result<()> {
         self.tree.rename(from, to, flags)
     }
 
@@ -113,11 +121,24 @@ impl Backend for Passthrough {
         self.tree.tmpfile(caller, parent, mode, flags)
     }
 
-    fn plan_read<'f>(&self, file: &'f File, span: Span) -> Result<ReadPlan<'f>> {
-        file.plan_read(span)
+    fn plan_read(&self, file: &File, span: Span, execute: &mut dyn FnMut(&ReadPlan<'_>)) -> Result<()> {
+        execute(&file.plan_read(span)?);
+        Ok(())
     }
 
-    fn write(&self, file: &File, offset: u64, data: &[u8], mode: WriteMode) -> Result<usize> {
+    fn mode(&self, file: &File) -> Result<u32> {
+        file.mode()
+    }
+
+    fn write(
+        &self,
+        caller: &Caller,
+        file: &File,
+        offset: u64,
+        data: &[u8],
+        mode: WriteMode,
+    ) -> Result<usize> {
+        let _guard = file.clearing(caller)?;
         file.write(offset, data, mode)
     }
 
@@ -129,7 +150,8 @@ impl Backend for Passthrough {
         file.fsync(data_only)
     }
 
-    fn fallocate(&self, file: &File, mode: u32, offset: u64, len: u64) -> Result<()> {
+    fn fallocate(&self, caller: &Caller, file: &File, mode: u32, offset: u64, len: u64) -> Result<()> {
+        let _guard = file.clearing(caller)?;
         file.fallocate(mode, offset, len)
     }
 
@@ -137,7 +159,8 @@ impl Backend for Passthrough {
         file.seek(offset, to)
     }
 
-    fn copy_range(&self, from: (&File, u64), to: (&File, u64), len: usize) -> Result<usize> {
+    fn copy_range(&self, caller: &Caller, from: (&File, u64), to: (&File, u64), len: usize) -> Result<usize> {
+        let _guard = to.0.clearing(caller)?;
         from.0.copy_range(from.1, to.0, to.1, len)
     }
 

@@ -10,7 +10,7 @@ use rustix::fs::{
     seek,
 };
 use rustix::io::{Errno as Os, ReadWriteFlags, pread, pwrite, pwritev2};
-use splicefs_core::sys::creds::As;
+use splicefs_core::sys::creds::{As, Guard};
 use splicefs_core::{
     Caller, CopyReason, Errno, FileExtent, FileKind, OpenFlags, Opened, ReadPlan, Result, SeekTo, Segment,
     Span, Via, WriteMode, sys,
@@ -202,6 +202,17 @@ impl File {
     /// A descriptor to wait on, for files that are not always ready.
     pub(crate) fn pollable(&self) -> Option<BorrowedFd<'_>> {
         matches!(self.contents, Contents::Pseudo | Contents::Stream).then(|| self.fd.as_fd())
+    }
+
+    /// Type and permission bits.
+    pub(crate) fn mode(&self) -> Result<u32> {
+        Ok(u32::from(stat::of_fd(&self.fd)?.stx_mode))
+    }
+
+    /// Acts as one for whom a change of the contents clears what it clears for `caller`.
+    pub(crate) fn clearing(&self, caller: &Caller) -> Result<Guard> {
+        // Without a need to know the mode, it is not asked for.
+        if caller.fsetid { Ok(Guard::none()) } else { caller.clearing(self.mode()?) }
     }
 
     /// Where the bytes of `span` are: in the source file, or in a hole of it.

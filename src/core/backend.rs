@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use crate::attr::{Attr, FileKind, SetAttr, StatFs};
-use crate::error::Result;
+use crate::error::{Errno, Result};
 use crate::id::{Cookie, NodeId};
 use crate::name::Name;
 use crate::plan::{ReadPlan, Span};
@@ -136,6 +136,15 @@ pub struct DirEntry<'a> {
     pub next: Cookie,
 }
 
+/// Who changes the files of a backend, and so how far the kernel may rely on what it was told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ownership {
+    /// Others as well: what the kernel keeps must be asked for again.
+    Shared,
+    /// The kernel's requests alone: what it keeps stays true.
+    Exclusive,
+}
+
 /// Takes the entries of a directory until it is full: [`ControlFlow::Break`] says that this entry was not taken.
 pub type DirSink<'a> = dyn FnMut(DirEntry<'_>) -> ControlFlow<()> + 'a;
 
@@ -153,6 +162,8 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The backend's name on the command line and in `stats`.
     const NAME: &'static str;
+    /// Who changes the files.
+    const OWNERSHIP: Ownership;
 
     /// The root directory, whose id is [`NodeId::ROOT`].
     fn root(&self) -> Arc<Self::Node>;
@@ -192,9 +203,10 @@ pub trait Backend: Send + Sync + 'static {
     fn unlink(&self, parent: &Arc<Self::Node>, name: &Name) -> Result<()>;
     /// Removes an empty directory.
     fn rmdir(&self, parent: &Arc<Self::Node>, name: &Name) -> Result<()>;
-    /// Renames, as renameat2(2).
+    /// Renames, as renameat2(2). `caller` owns the whiteout that `RENAME_WHITEOUT` leaves.
     fn rename(
         &self,
+        caller: &Caller,
         from: (&Arc<Self::Node>, &Name),
         to: (&Arc<Self::Node>, &Name),
         flags: RenameFlags,
@@ -221,20 +233,38 @@ pub trait Backend: Send + Sync + 'static {
         mode: u32,
         flags: CreateFlags,
     ) -> Result<(Entry<Self::Node>, Opened<Self::File>)>;
-    /// Where the bytes of `span` are. Shorter than the span only at the end of the file.
-    fn plan_read<'f>(&self, file: &'f Self::File, span: Span) -> Result<ReadPlan<'f>>;
-    /// Writes all of `data` or as much as there is room for, and returns how much.
-    fn write(&self, file: &Self::File, offset: u64, data: &[u8], mode: WriteMode) -> Result<usize>;
+    /// Says where the bytes of `span` are: calls `execute` with the plan, once, and keeps what the plan speaks of as it
+    /// is until `execute` returns. The plan is shorter than the span only at the end of the file. Where this fails,
+    /// `execute` has not been called.
+    fn plan_read(&self, file: &Self::File, span: Span, execute: &mut dyn FnMut(&ReadPlan<'_>)) -> Result<()>;
+    /// The type and permission bits of an open file.
+    fn mode(&self, file: &Self::File) -> Result<u32>;
+    /// Writes all of `data` or as much as there is room for, and returns how much. As with every change of contents,
+    /// setuid and setgid bits go unless `caller` may keep them ([`Caller::fsetid`]), and file capabilities always.
+    fn write(
+        &self,
+        caller: &Caller,
+        file: &Self::File,
+        offset: u64,
+        data: &[u8],
+        mode: WriteMode,
+    ) -> Result<usize>;
     /// A descriptor of the file is closed: errors of earlier writes may be told now.
     fn flush(&self, file: &Self::File) -> Result<()>;
     /// Makes the contents durable, and the attributes unless `data_only`.
     fn fsync(&self, file: &Self::File, data_only: bool) -> Result<()>;
     /// As fallocate(2), with its mode bits.
-    fn fallocate(&self, file: &Self::File, mode: u32, span_offset: u64, span_len: u64) -> Result<()>;
+    fn fallocate(&self, caller: &Caller, file: &Self::File, mode: u32, offset: u64, len: u64) -> Result<()>;
     /// The next data or hole at or after `offset`.
     fn seek(&self, file: &Self::File, offset: u64, to: SeekTo) -> Result<u64>;
     /// As copy_file_range(2); returns the number of bytes copied.
-    fn copy_range(&self, from: (&Self::File, u64), to: (&Self::File, u64), len: usize) -> Result<usize>;
+    fn copy_range(
+        &self,
+        caller: &Caller,
+        from: (&Self::File, u64),
+        to: (&Self::File, u64),
+        len: usize,
+    ) -> Result<usize>;
     /// A descriptor that poll(2) tells the readiness of; `None` for a file that is always ready.
     fn pollable<'f>(&self, file: &'f Self::File) -> Option<BorrowedFd<'f>>;
     /// As ioctl(2) on an open file; returns the result and what goes back to the caller.
@@ -267,4 +297,10 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Result<()>;
     /// Removes an extended attribute.
     fn removexattr(&self, node: &Arc<Self::Node>, name: &std::ffi::CStr) -> Result<()>;
+
+    /// Changes the mounted file system as mount options in a text ask, all of them or none.
+    fn reconfigure(&self, options: &str) -> Result<()> {
+        log::debug!("{} has nothing to change to `{options}`", Self::NAME);
+        Err(Errno::EOPNOTSUPP.into())
+    }
 }

@@ -17,8 +17,8 @@ pub mod testkit;
 
 pub use attr::{Attr, FileKind, SetAttr, SetTime, StatFs, Timestamp};
 pub use backend::{
-    Backend, CreateFlags, DirEntry, DirSink, Entry, Ioctl, Make, OpenFlags, Opened, RenameFlags, SeekTo,
-    WriteMode, XattrFlags,
+    Backend, CreateFlags, DirEntry, DirSink, Entry, Ioctl, Make, OpenFlags, Opened, Ownership, RenameFlags,
+    SeekTo, WriteMode, XattrFlags,
 };
 pub use error::{Errno, Error, Fault, Result};
 pub use id::{Cookie, HandleId, NodeId};

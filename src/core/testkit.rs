@@ -384,7 +384,7 @@ impl<B: Backend> Driver<'_, B> {
             Op::Symlink(p) => self.make(p, Make::Symlink(b"target")),
             Op::Write(p, at, bytes) => {
                 let (node, file) = self.open(p, libc::O_WRONLY)?;
-                let written = self.0.write(&file, *at, bytes, WriteMode::default())?;
+                let written = self.0.write(&Caller::DAEMON, &file, *at, bytes, WriteMode::default())?;
                 assert_eq!(written, bytes.len(), "nothing is short of room");
                 self.attr(&node)
             }
@@ -396,10 +396,13 @@ impl<B: Backend> Driver<'_, B> {
             }
             Op::Read(p, span) => {
                 let (_, file) = self.open(p, libc::O_RDONLY)?;
-                let plan = self.0.plan_read(&file, *span)?;
-                let bytes = execute(&plan);
-                assert_eq!(execute(&plan), bytes, "a plan can be executed twice");
-                Ok(Answer::Bytes(bytes))
+                let mut bytes = None;
+                self.0.plan_read(&file, *span, &mut |plan| {
+                    let first = execute(plan);
+                    assert_eq!(execute(plan), first, "a plan can be executed twice");
+                    assert!(bytes.replace(first).is_none(), "one read is one plan");
+                })?;
+                Ok(Answer::Bytes(bytes.expect("a plan, or an error")))
             }
             Op::Unlink(p) | Op::Rmdir(p) => {
                 let (parent, name) = self.parent(p)?;
@@ -408,7 +411,9 @@ impl<B: Backend> Driver<'_, B> {
             }
             Op::Rename(from, to, flags) => {
                 let (from, to) = (self.parent(from)?, self.parent(to)?);
-                self.0.rename((&from.0, &from.1), (&to.0, &to.1), RenameFlags(*flags)).map(|()| Answer::Done)
+                self.0
+                    .rename(&Caller::DAEMON, (&from.0, &from.1), (&to.0, &to.1), RenameFlags(*flags))
+                    .map(|()| Answer::Done)
             }
             Op::Link(from, to) => {
                 let node = self.find(from)?;

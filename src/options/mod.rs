@@ -21,10 +21,6 @@ use crate::failure::Failure;
 use crate::session::{DEFAULT_SPLICE_MIN, SpliceMode};
 use table::{SPECS, Spec, Takes};
 
-/// How long the kernel may keep an entry or attributes unless the person says otherwise: libfuse's default, and short
-/// enough that a change of the source underneath is soon seen.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// The subtype unless the person says otherwise: the mount is listed as `fuse.splicefs`.
 pub const DEFAULT_SUBTYPE: &str = "splicefs";
 
@@ -89,10 +85,10 @@ pub struct Options {
     pub subtype: String,
     /// `auto_unmount`: the mount goes when the daemon dies, however it dies.
     pub auto_unmount: bool,
-    /// `entry_timeout=`.
-    pub entry_timeout: Duration,
-    /// `attr_timeout=`.
-    pub attr_timeout: Duration,
+    /// `entry_timeout=`; without it, the backend decides.
+    pub entry_timeout: Option<Duration>,
+    /// `attr_timeout=`; without it, the backend decides.
+    pub attr_timeout: Option<Duration>,
     /// `threads=`; without it, the session decides.
     pub threads: Option<NonZeroUsize>,
     /// `splice=`.
@@ -122,8 +118,8 @@ impl Default for Options {
             fsname: None,
             subtype: DEFAULT_SUBTYPE.to_owned(),
             auto_unmount: false,
-            entry_timeout: DEFAULT_TIMEOUT,
-            attr_timeout: DEFAULT_TIMEOUT,
+            entry_timeout: None,
+            attr_timeout: None,
             threads: None,
             splice: SpliceMode::Auto,
             splice_min: DEFAULT_SPLICE_MIN,

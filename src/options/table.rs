@@ -127,14 +127,14 @@ pub(super) const SPECS: &[Spec] = &[
     value(
         "entry_timeout",
         "SECONDS",
-        |o, v| set(&mut o.entry_timeout, values::seconds(v)),
-        "how long the kernel may keep names (default: 1)",
+        |o, v| set(&mut o.entry_timeout, values::seconds(v).map(Some)),
+        "how long the kernel may keep names (default: 1; tmpfs: for ever)",
     ),
     value(
         "attr_timeout",
         "SECONDS",
-        |o, v| set(&mut o.attr_timeout, values::seconds(v)),
-        "how long the kernel may keep attributes (default: 1)",
+        |o, v| set(&mut o.attr_timeout, values::seconds(v).map(Some)),
+        "how long the kernel may keep attributes (default: 1; tmpfs: for ever)",
     ),
     value(
         "threads",

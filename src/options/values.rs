@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use super::BackendName;
 use crate::session::SpliceMode;
+use crate::vfs::FOR_EVER;
 
 /// The kernel copies a mount's source name from at most a page (mm/util.c, `strndup_user` with PATH_MAX).
 pub(crate) const FSNAME_MAX_BYTES: usize = 4095;
 const SUBTYPE_MAX_BYTES: usize = 64;
 /// More threads than this only cost memory: each has a pipe and a buffer of its own.
 const THREADS_MAX: usize = 256;
-/// Ten years: longer than any mount, and far from the overflow of the kernel's jiffies.
-const SECONDS_MAX: f64 = 10.0 * 365.0 * 86400.0;
 
 type Value<T> = Result<T, String>;
 
@@ -35,7 +34,9 @@ pub(crate) fn backends() -> String {
 
 pub(super) fn seconds(value: &OsStr) -> Value<Duration> {
     match utf8(value).parse::<f64>() {
-        Ok(seconds) if (0.0..=SECONDS_MAX).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        Ok(seconds) if (0.0..=FOR_EVER.as_secs_f64()).contains(&seconds) => {
+            Ok(Duration::from_secs_f64(seconds))
+        }
         _ => Err("seconds, 0 or more, such as 1 or 0.5".to_owned()),
     }
 }

@@ -15,7 +15,7 @@ use splicefs_core::Backend;
 pub use crate::reply::max_read_bytes;
 use crate::reply::{Counters, Engine, Policy, ZeroSource, probe};
 use crate::transport::{Port, Stock, Worker};
-use crate::vfs::{Access, Lifetimes, SpliceState, Stats, Vfs};
+use crate::vfs::{Access, Caching, SpliceState, Stats, Vfs};
 use negotiate::{Handshake, MAX_WRITE};
 
 /// Reads of fewer bytes are copied, since that is the faster of the two (`mount-tests/bench`, splice_min).
@@ -41,10 +41,10 @@ pub struct SessionConfig {
     pub splice: SpliceMode,
     /// Reads of fewer bytes are copied.
     pub splice_min: usize,
-    /// How long the kernel may trust a name.
-    pub entry_timeout: Duration,
-    /// How long the kernel may trust attributes.
-    pub attr_timeout: Duration,
+    /// How long the kernel may trust a name; by default as the backend allows ([`Caching`]).
+    pub entry_timeout: Option<Duration>,
+    /// How long the kernel may trust attributes; by default as the backend allows.
+    pub attr_timeout: Option<Duration>,
     /// The user who mounted, who may read the statistics, as root may.
     pub owner: u32,
     /// Others than that user and root get `EACCES`.
@@ -89,7 +89,8 @@ struct Ready {
 pub struct Prepared {
     splice: SpliceState,
     counters: Arc<Counters>,
-    lifetimes: Lifetimes,
+    entry_timeout: Option<Duration>,
+    attr_timeout: Option<Duration>,
     access: Access,
     threads: Vec<Ready>,
 }
@@ -123,7 +124,8 @@ pub fn prepare(config: &SessionConfig) -> io::Result<Prepared> {
     Ok(Prepared {
         splice,
         counters,
-        lifetimes: Lifetimes { entry: config.entry_timeout, attr: config.attr_timeout },
+        entry_timeout: config.entry_timeout,
+        attr_timeout: config.attr_timeout,
         access: Access { owner: config.owner, owner_and_root_only: config.allow_root },
         threads,
     })
@@ -157,9 +159,10 @@ impl Prepared {
     /// Where the handshake fails.
     pub fn serve<B: Backend>(self, backend: B, device: OwnedFd) -> io::Result<Running> {
         let port = Arc::new(Port::new(device.try_clone()?));
-        let handshake = Handshake::new(device)?;
+        let caching = Caching::new(B::OWNERSHIP, self.entry_timeout, self.attr_timeout);
+        let handshake = Handshake::new(device, caching)?;
         let stats = Stats::new(self.splice, self.counters);
-        let vfs = Arc::new(Vfs::new(backend, self.lifetimes, self.access, stats, port.clone())?);
+        let vfs = Arc::new(Vfs::new(backend, caching, self.access, stats, port.clone())?);
         let mut workers = Vec::with_capacity(self.threads.len());
         for Ready { thread, job } in self.threads {
             let (vfs, port) = (vfs.clone(), port.clone());

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use crate::vfs::Caching;
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, Request, Session, SessionACL};
 
 /// The most bytes of data in a WRITE.
@@ -28,13 +29,15 @@ const WANTED: &[InitFlags] = &[
     InitFlags::FUSE_SETXATTR_EXT,
     // Setuid, setgid and capabilities are cleared by the source, for the caller (core::sys::creds).
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-    // A source changed underneath is noticed by its times and size.
-    InitFlags::FUSE_AUTO_INVAL_DATA,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_HAS_IOCTL_DIR,
 ];
+/// For files that others change too: that is noticed by their times and size.
+const WANTED_OF_SHARED: &[InitFlags] = &[InitFlags::FUSE_AUTO_INVAL_DATA];
+/// For files that the kernel alone changes.
+const WANTED_OF_EXCLUSIVE: &[InitFlags] = &[InitFlags::FUSE_CACHE_SYMLINKS];
 /// Without these we would misread requests or misjudge permissions: Linux 5.14 and later has them all.
 const NEEDED: &[InitFlags] = &[
     InitFlags::FUSE_POSIX_ACL,
@@ -44,11 +47,12 @@ const NEEDED: &[InitFlags] = &[
 ];
 
 /// Answers INIT and nothing else: requests after it are read by our own transport.
-struct Negotiator;
+struct Negotiator(Caching);
 
 impl Filesystem for Negotiator {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for flag in WANTED {
+        let more = if self.0.contents { WANTED_OF_EXCLUSIVE } else { WANTED_OF_SHARED };
+        for flag in WANTED.iter().chain(more) {
             if config.add_capabilities(*flag).is_err() {
                 if NEEDED.contains(flag) {
                     return Err(io::Error::new(
@@ -81,7 +85,7 @@ impl std::fmt::Debug for Handshake {
 
 impl Handshake {
     /// Reads INIT from `device` and answers it.
-    pub(super) fn new(device: OwnedFd) -> io::Result<Self> {
-        Ok(Self(Session::from_fd(Negotiator, device, SessionACL::All, Config::default())?))
+    pub(super) fn new(device: OwnedFd, caching: Caching) -> io::Result<Self> {
+        Ok(Self(Session::from_fd(Negotiator(caching), device, SessionACL::All, Config::default())?))
     }
 }

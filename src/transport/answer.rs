@@ -6,7 +6,7 @@ use splicefs_core::{Attr, HandleId, NodeId, StatFs};
 use zerocopy::IntoBytes;
 
 use super::wire::{AttrOut, AttrOutBody, EntryOut, OpenOut, StatfsOut, flag};
-use crate::vfs::{Found, Handle, Lifetimes};
+use crate::vfs::{Caching, Found, Handle};
 
 /// What a reply hands to the kernel, and what must be taken back when the kernel no longer wants it.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -66,9 +66,9 @@ pub(crate) fn attr_body(attr: &Attr) -> AttrOutBody {
 
 /// An entry: the node, its attributes, and how long both may be trusted. The generation is always 0, since ids are
 /// never used twice.
-pub(crate) fn entry(found: &Found, lifetimes: Lifetimes) -> EntryOut {
-    let (entry_valid, entry_valid_nsec) = split(lifetimes.entry);
-    let (attr_valid, attr_valid_nsec) = split(lifetimes.attr);
+pub(crate) fn entry(found: &Found, caching: Caching) -> EntryOut {
+    let (entry_valid, entry_valid_nsec) = split(caching.entry);
+    let (attr_valid, attr_valid_nsec) = split(caching.attr);
     EntryOut {
         nodeid: found.id.0,
         generation: 0,
@@ -80,14 +80,20 @@ pub(crate) fn entry(found: &Found, lifetimes: Lifetimes) -> EntryOut {
     }
 }
 
-pub(crate) fn attr(attr: &Attr, lifetimes: Lifetimes) -> AttrOut {
-    let (attr_valid, attr_valid_nsec) = split(lifetimes.attr);
+/// A name that leads nowhere, for as long as the kernel may keep that (node id 0 in fs/fuse/dir.c).
+pub(crate) fn no_entry(caching: Caching) -> EntryOut {
+    let (entry_valid, entry_valid_nsec) = split(caching.negative);
+    EntryOut { entry_valid, entry_valid_nsec, ..EntryOut::default() }
+}
+
+pub(crate) fn attr(attr: &Attr, caching: Caching) -> AttrOut {
+    let (attr_valid, attr_valid_nsec) = split(caching.attr);
     AttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr: attr_body(attr) }
 }
 
 /// An open file. One that is only read has nothing to tell when it is closed, and no FLUSH is sent for it.
-pub(crate) fn open(handle: &Handle) -> OpenOut {
-    let mut open_flags = 0;
+pub(crate) fn open(handle: &Handle, caching: Caching) -> OpenOut {
+    let mut open_flags = if caching.contents { flag::FOPEN_KEEP_CACHE } else { 0 };
     if handle.direct_io {
         open_flags |= flag::FOPEN_DIRECT_IO;
     }
@@ -98,6 +104,12 @@ pub(crate) fn open(handle: &Handle) -> OpenOut {
         open_flags |= flag::FOPEN_NOFLUSH;
     }
     OpenOut { fh: handle.id.0, open_flags, backing_id: 0 }
+}
+
+/// An open directory.
+pub(crate) fn opendir(handle: HandleId, caching: Caching) -> OpenOut {
+    let open_flags = if caching.contents { flag::FOPEN_KEEP_CACHE | flag::FOPEN_CACHE_DIR } else { 0 };
+    OpenOut { fh: handle.0, open_flags, backing_id: 0 }
 }
 
 pub(crate) fn statfs(st: &StatFs) -> StatfsOut {

@@ -97,7 +97,13 @@ impl<B: Backend> Worker<B> {
                 self.out.extend_from_slice(&target);
                 return Ok(BODY);
             }
-            Opcode::Lookup => self.vfs.lookup(id, &request.name()?)?,
+            Opcode::Lookup => match self.vfs.lookup(id, &request.name()?) {
+                Err(e) if e.errno() == Errno::ENOENT && !self.vfs.caching().negative.is_zero() => {
+                    put(&mut self.out, &answer::no_entry(self.vfs.caching()));
+                    return Ok(BODY);
+                }
+                found => found?,
+            },
             Opcode::Mknod => {
                 let MknodIn { mode, rdev, umask, .. } = request.take()?;
                 let name = request.name()?;
@@ -117,7 +123,7 @@ impl<B: Backend> Worker<B> {
                 self.vfs.link(NodeId(oldnodeid), id, &request.name()?)?
             }
         };
-        put(&mut self.out, &answer::entry(&found, self.vfs.lifetimes()));
+        put(&mut self.out, &answer::entry(&found, self.vfs.caching()));
         Ok(Reply::Body(Given { node: Some(found.id), ..Given::NOTHING }))
     }
 
@@ -134,7 +140,8 @@ impl<B: Backend> Worker<B> {
                     Rename2In { newdir, ..Rename2In::default() }
                 };
                 let (from, to) = (request.name()?, request.name()?);
-                self.vfs.rename((parent, &from), (NodeId(newdir), &to), RenameFlags(flags))?;
+                let by = caller(&request.header, 0);
+                self.vfs.rename(&by, (parent, &from), (NodeId(newdir), &to), RenameFlags(flags))?;
             }
         }
         Ok(Reply::Empty)
@@ -162,7 +169,7 @@ impl<B: Backend> Worker<B> {
                 self.vfs.setattr(&by, id, handle, &changes(&set))?
             }
         };
-        put(&mut self.out, &answer::attr(&attr, self.vfs.lifetimes()));
+        put(&mut self.out, &answer::attr(&attr, self.vfs.caching()));
         Ok(BODY)
     }
 
@@ -173,7 +180,7 @@ impl<B: Backend> Worker<B> {
                 let open: OpenIn = request.take()?;
                 let by = changer(&request.header, open.open_flags & flag::OPEN_KILL_SUIDGID != 0);
                 let handle = self.vfs.open(&by, id, flags(open.flags))?;
-                put(&mut self.out, &answer::open(&handle));
+                put(&mut self.out, &answer::open(&handle, self.vfs.caching()));
                 Ok(Reply::Body(Given { file: Some(handle.id), ..Given::NOTHING }))
             }
             Opcode::Create | Opcode::Tmpfile => {
@@ -184,8 +191,8 @@ impl<B: Backend> Worker<B> {
                 } else {
                     self.vfs.tmpfile(&by, id, mode, how)?
                 };
-                put(&mut self.out, &answer::entry(&found, self.vfs.lifetimes()));
-                self.out.extend_from_slice(answer::open(&handle).as_bytes());
+                put(&mut self.out, &answer::entry(&found, self.vfs.caching()));
+                self.out.extend_from_slice(answer::open(&handle, self.vfs.caching()).as_bytes());
                 Ok(Reply::Body(Given { node: Some(found.id), file: Some(handle.id), dir: None }))
             }
             Opcode::Flush => {
@@ -299,8 +306,7 @@ impl<B: Backend> Worker<B> {
         match opcode {
             Opcode::Opendir => {
                 let handle = self.vfs.opendir(id)?;
-                let out = super::wire::OpenOut { fh: handle.0, open_flags: 0, backing_id: 0 };
-                put(&mut self.out, &out);
+                put(&mut self.out, &answer::opendir(handle, self.vfs.caching()));
                 Ok(Reply::Body(Given { dir: Some(handle), ..Given::NOTHING }))
             }
             Opcode::Readdir => {
@@ -314,12 +320,12 @@ impl<B: Backend> Worker<B> {
             Opcode::Readdirplus => {
                 let read: ReadIn = request.take()?;
                 let size = length(u64::from(read.size)).min(self.max_read);
-                let lifetimes = self.vfs.lifetimes();
+                let caching = self.vfs.caching();
                 let mut entries = Entries::new(&mut self.out, size);
                 let (handle, from) = (HandleId(read.fh), Cookie(read.offset));
                 // An entry with its node takes about five times the room of one without.
                 self.vfs.readdirplus(id, handle, from, size / 5, &mut |entry, found| {
-                    entries.add_plus(entry, found.as_ref(), lifetimes)
+                    entries.add_plus(entry, found.as_ref(), caching)
                 })?;
                 Ok(BODY)
             }

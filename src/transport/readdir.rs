@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 
 use super::answer;
 use super::wire::{Dirent, EntryOut};
-use crate::vfs::{Found, Lifetimes};
+use crate::vfs::{Caching, Found};
 
 /// Entries of one reply.
 pub(crate) struct Entries<'o> {
@@ -36,9 +36,9 @@ impl<'o> Entries<'o> {
         &mut self,
         entry: DirEntry<'_>,
         found: Option<&Found>,
-        lifetimes: Lifetimes,
+        caching: Caching,
     ) -> ControlFlow<()> {
-        let out = found.map_or_else(EntryOut::default, |found| answer::entry(found, lifetimes));
+        let out = found.map_or_else(EntryOut::default, |found| answer::entry(found, caching));
         self.push(Some(&out), entry)
     }
 

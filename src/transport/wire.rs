@@ -95,6 +95,8 @@ pub(crate) mod flag {
     pub(crate) const IOCTL_DIR: u32 = 1 << 4;
     pub(crate) const POLL_SCHEDULE_NOTIFY: u32 = 1;
     pub(crate) const FOPEN_DIRECT_IO: u32 = 1;
+    pub(crate) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
+    pub(crate) const FOPEN_CACHE_DIR: u32 = 1 << 3;
     pub(crate) const FOPEN_NONSEEKABLE: u32 = 1 << 2;
     pub(crate) const FOPEN_STREAM: u32 = 1 << 4;
     pub(crate) const FOPEN_NOFLUSH: u32 = 1 << 5;

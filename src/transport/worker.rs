@@ -197,7 +197,7 @@ mod tests {
     use super::*;
     use crate::reply::{Counters, Policy, ZeroSource};
     use crate::transport::wire::InHeader;
-    use crate::vfs::{Access, Lifetimes, SpliceState, Stats};
+    use crate::vfs::{Access, Caching, SpliceState, Stats};
 
     #[test]
     fn a_panic_in_a_handler_is_eio_with_its_message() {
@@ -219,11 +219,11 @@ mod tests {
         let port = Arc::new(Port::new(nowhere.into()));
         let counters = Arc::new(Counters::default());
         let splice = SpliceState { mode: "auto".into(), serving: true, why: String::new() };
-        let lifetimes = Lifetimes { entry: std::time::Duration::ZERO, attr: std::time::Duration::ZERO };
+        let caching = Caching::new(splicefs_core::Ownership::Shared, None, None);
         let access = Access { owner: 0, owner_and_root_only: false };
         let stats = Stats::new(splice, counters.clone());
         let vfs =
-            Vfs::new(Passthrough::new(&options).unwrap(), lifetimes, access, stats, port.clone()).unwrap();
+            Vfs::new(Passthrough::new(&options).unwrap(), caching, access, stats, port.clone()).unwrap();
         let policy = Policy { splice: true, splice_min: 1 };
         let engine = Engine::new(policy, Arc::new(ZeroSource::new().unwrap()), PAGE, counters).unwrap();
         Worker { vfs: Arc::new(vfs), port, engine, out: Vec::new(), max_read: PAGE }

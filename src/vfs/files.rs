@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use splicefs_core::sys::{creds, ioctl};
 use splicefs_core::{
-    Backend, Caller, CreateFlags, HandleId, Ioctl, Name, NodeId, OpenFlags, Opened, Result, SeekTo, Span,
-    WriteMode,
+    Backend, Caller, CreateFlags, Errno, Error, HandleId, Ioctl, Name, NodeId, OpenFlags, Opened, Result,
+    SeekTo, Span, WriteMode,
 };
 
 use super::{Found, Handle, OpenFile, VNode, Vfs};
@@ -82,27 +82,30 @@ impl<B: Backend> Vfs<B> {
     ) -> Result<Outcome> {
         let open = self.open_file(id)?;
         let _whole = open.vnode.shrink.read();
-        let plan = self.backend.plan_read(&open.file, span)?;
         let _as_caller = open.made_for_caller.then(|| caller.act(creds::As::Caller, true)).transpose()?;
-        Ok(engine.send(device, unique, &plan))
+        let mut outcome = None;
+        self.backend.plan_read(&open.file, span, &mut |plan| {
+            outcome = Some(engine.send(&device, unique, plan));
+        })?;
+        // A backend that gives no plan and no error would leave the caller waiting for ever.
+        outcome.ok_or_else(|| Error::fault(Errno::EIO, "a read without a plan"))
     }
 
-    /// Changes contents in the role of `caller`, for whom the source clears setuid and setgid bits as it must. The
-    /// kernel has the mode in its cache, and learns of that.
-    fn change<T>(&self, caller: &Caller, open: &OpenFile<B>, how: impl FnOnce() -> Result<T>) -> Result<T> {
+    /// Changes contents on behalf of `caller`, for whom setuid and setgid bits are cleared. The kernel has the mode in its
+    /// cache, and learns of that.
+    fn change<T>(
+        &self,
+        caller: &Caller,
+        open: &OpenFile<B>,
+        how: impl FnOnce(&Caller) -> Result<T>,
+    ) -> Result<T> {
         if open.made_for_caller {
             let _as_caller = caller.act(creds::As::Caller, true)?;
-            return how();
+            return how(&Caller { fsetid: true, ..*caller });
         }
-        if caller.fsetid {
-            return how();
-        }
-        let mode = self.backend.getattr(&open.vnode.node, Some(&open.file))?.mode;
-        let result = {
-            let _guard = caller.clearing(mode)?;
-            how()
-        };
-        if creds::has_special_bits(mode) {
+        let clears = !caller.fsetid && creds::has_special_bits(self.backend.mode(&open.file)?);
+        let result = how(&Caller { fsetid: !clears, ..*caller });
+        if clears {
             self.attributes_changed(self.backend.id(&open.vnode.node));
         }
         result
@@ -118,7 +121,7 @@ impl<B: Backend> Vfs<B> {
         mode: WriteMode,
     ) -> Result<usize> {
         let open = self.open_file(id)?;
-        self.change(caller, &open, || self.backend.write(&open.file, offset, data, mode))
+        self.change(caller, &open, |by| self.backend.write(by, &open.file, offset, data, mode))
     }
 
     /// A descriptor of the file is closed.
@@ -139,7 +142,7 @@ impl<B: Backend> Vfs<B> {
     /// As fallocate(2).
     pub fn fallocate(&self, caller: &Caller, id: HandleId, mode: u32, offset: u64, len: u64) -> Result<()> {
         let open = self.open_file(id)?;
-        self.change(caller, &open, || self.backend.fallocate(&open.file, mode, offset, len))
+        self.change(caller, &open, |by| self.backend.fallocate(by, &open.file, mode, offset, len))
     }
 
     /// The next data or hole.
@@ -156,8 +159,8 @@ impl<B: Backend> Vfs<B> {
         len: usize,
     ) -> Result<usize> {
         let (source, target) = (self.open_file(from.0)?, self.open_file(to.0)?);
-        self.change(caller, &target, || {
-            self.backend.copy_range((&source.file, from.1), (&target.file, to.1), len)
+        self.change(caller, &target, |by| {
+            self.backend.copy_range(by, (&source.file, from.1), (&target.file, to.1), len)
         })
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Everything here takes and returns the project's own types; FUSE's are the transport's.
 
+mod caching;
 mod dirs;
 mod files;
 mod names;
@@ -10,22 +11,13 @@ mod xattrs;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::RwLock;
 use splicefs_core::{Attr, Backend, Entry, HandleId, HandleTable, NodeId, NodeTable, Result};
 
+pub use caching::{Caching, FOR_EVER};
 use poll::Wakeups;
-pub use xattrs::{Report, STATS_XATTR, SpliceState, Stats};
-
-/// How long the kernel may trust what it was told.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Lifetimes {
-    /// That a name leads to a node.
-    pub entry: Duration,
-    /// That a node has these attributes.
-    pub attr: Duration,
-}
+pub use xattrs::{RECONFIGURE_XATTR, Report, STATS_XATTR, SpliceState, Stats};
 
 /// Who may see what beyond permissions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,7 +66,7 @@ pub struct Vfs<B: Backend> {
     nodes: NodeTable<VNode<B>>,
     files: HandleTable<OpenFile<B>>,
     dirs: HandleTable<B::Dir>,
-    lifetimes: Lifetimes,
+    caching: Caching,
     access: Access,
     stats: Stats,
     kernel: Arc<dyn Kernel>,
@@ -110,7 +102,7 @@ impl<B: Backend> Vfs<B> {
     /// Those of epoll_create1(2).
     pub fn new(
         backend: B,
-        lifetimes: Lifetimes,
+        caching: Caching,
         access: Access,
         stats: Stats,
         kernel: Arc<dyn Kernel>,
@@ -121,7 +113,7 @@ impl<B: Backend> Vfs<B> {
             files: HandleTable::default(),
             dirs: HandleTable::default(),
             backend,
-            lifetimes,
+            caching,
             access,
             stats,
             wakeups: Wakeups::new(kernel.clone())?,
@@ -136,9 +128,9 @@ impl<B: Backend> Vfs<B> {
         }
     }
 
-    /// How long the kernel may trust what it is told.
-    pub fn lifetimes(&self) -> Lifetimes {
-        self.lifetimes
+    /// What the kernel may keep.
+    pub fn caching(&self) -> Caching {
+        self.caching
     }
 
     /// Whether a request of `uid` is let in at all. What the kernel sends on its own account (write-back, forget,

@@ -70,9 +70,15 @@ impl<B: Backend> Vfs<B> {
     }
 
     /// Renames.
-    pub fn rename(&self, from: (NodeId, &Name), to: (NodeId, &Name), flags: RenameFlags) -> Result<()> {
+    pub fn rename(
+        &self,
+        caller: &Caller,
+        from: (NodeId, &Name),
+        to: (NodeId, &Name),
+        flags: RenameFlags,
+    ) -> Result<()> {
         let (from_dir, to_dir) = (self.node(from.0)?, self.node(to.0)?);
-        self.backend.rename((&from_dir.node, from.1), (&to_dir.node, to.1), flags)
+        self.backend.rename(caller, (&from_dir.node, from.1), (&to_dir.node, to.1), flags)
     }
 
     /// Size and room of the file system that holds the node.

@@ -16,6 +16,9 @@ use crate::transport::Opcode;
 /// prefixes of xattr(7).
 pub const STATS_XATTR: &CStr = c"splicefs.stats";
 
+/// The attribute of the root to which mount options are written that shall change (`splicefs resize`).
+pub const RECONFIGURE_XATTR: &CStr = c"splicefs.options";
+
 /// The longest list of names there is, in bytes (include/uapi/linux/limits.h).
 const XATTR_LIST_MAX: usize = 64 * 1024;
 
@@ -100,10 +103,15 @@ impl<B: Backend> Vfs<B> {
         if id != NodeId::ROOT || name != STATS_XATTR {
             return Ok(None);
         }
-        if caller.uid != 0 && caller.uid != self.access.owner {
+        if !self.is_master(caller) {
             return Err(Errno::ENODATA.into());
         }
         Ok(Some(serde_json::to_vec(&self.report()).map_err(|_| Errno::EIO)?))
+    }
+
+    /// Whether the caller has power over the mount as such.
+    fn is_master(&self, caller: &Caller) -> bool {
+        caller.uid == 0 || caller.uid == self.access.owner
     }
 
     /// The value of an attribute, of at most `limit` bytes.
@@ -125,7 +133,7 @@ impl<B: Backend> Vfs<B> {
         if names.len() > limit { Err(Errno::ERANGE.into()) } else { Ok(names) }
     }
 
-    /// Sets an attribute.
+    /// Sets an attribute; the one that changes mount options is the master's to set.
     pub fn setxattr(
         &self,
         caller: &Caller,
@@ -134,6 +142,13 @@ impl<B: Backend> Vfs<B> {
         value: &[u8],
         flags: XattrFlags,
     ) -> Result<()> {
+        if id == NodeId::ROOT && name == RECONFIGURE_XATTR {
+            if !self.is_master(caller) {
+                return Err(Errno::EPERM.into());
+            }
+            let options = std::str::from_utf8(value).map_err(|_| Errno::EINVAL)?;
+            return self.backend.reconfigure(options);
+        }
         self.backend.setxattr(caller, &self.node(id)?.node, name, value, flags)
     }
 

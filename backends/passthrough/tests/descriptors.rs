@@ -21,7 +21,13 @@ fn a_tree_larger_than_the_descriptor_cache_is_found_again() {
     }
     let open = std::fs::read_dir("/proc/self/fd").unwrap().count();
     assert!(open < DIRECTORIES, "{open} descriptors for {DIRECTORIES} directories");
-    fs.rename((&root, &name("top")), (&root, &name("renamed")), RenameFlags(0)).unwrap();
+    fs.rename(
+        &splicefs_core::Caller::DAEMON,
+        (&root, &name("top")),
+        (&root, &name("renamed")),
+        RenameFlags(0),
+    )
+    .unwrap();
     for (i, node) in nodes.iter().enumerate() {
         fs.statfs(node).unwrap();
         assert!(Arc::ptr_eq(&fs.lookup(&top, &name(&i.to_string())).unwrap().node, node));

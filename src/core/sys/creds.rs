@@ -104,7 +104,9 @@ pub struct Guard {
 }
 
 impl Guard {
-    const fn none() -> Self {
+    /// The thread stays as it is.
+    #[must_use]
+    pub const fn none() -> Self {
         Self { switched: false, groups: false, lowered: false, masked: false, _thread: PhantomData }
     }
 }

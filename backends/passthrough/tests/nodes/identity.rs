@@ -47,7 +47,7 @@ fn an_overwritten_file_is_reached_as_long_as_its_node_lives() {
     let old = lookup(&fs, &fs.root(), "old").unwrap();
     let new = lookup(&fs, &fs.root(), "new").unwrap();
     let root = fs.root();
-    fs.rename((&root, &name("new")), (&root, &name("old")), RenameFlags(0)).unwrap();
+    fs.rename(&Caller::DAEMON, (&root, &name("new")), (&root, &name("old")), RenameFlags(0)).unwrap();
     assert_eq!(fs.getattr(&old, None).unwrap().nlink, 0);
     assert_eq!(fs.getattr(&new, None).unwrap().size, 5);
     assert!(Arc::ptr_eq(&lookup(&fs, &root, "old").unwrap(), &new));
