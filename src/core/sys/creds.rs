@@ -206,6 +206,20 @@ impl Caller {
         if mode & 0o2010 == 0o2000 { self.act(As::Creator, true) } else { without_fsetid() }
     }
 
+    /// Whether the caller is in group `gid`. Where that cannot be told, it is not.
+    pub fn in_group(&self, gid: u32) -> bool {
+        if self.gid == gid {
+            return true;
+        }
+        match self.groups() {
+            Ok(groups) => groups.iter().any(|group| group.as_raw() == gid),
+            Err(e) => {
+                log::debug!("{e}");
+                false
+            }
+        }
+    }
+
     /// The caller's supplementary groups, from procfs.
     fn groups(&self) -> Result<Vec<rustix::process::Gid>> {
         if self.pid == 0 {
