@@ -14,6 +14,9 @@ use crate::store::{PAGE, Store};
 use crate::time::{access_counts, now};
 use crate::xattr::{self, Attributes};
 
+/// About what a node costs in the heap beside its contents: itself, its entry, and what the serving code keeps of it. In
+/// bytes, for the estimate of when it is worth while to give memory back.
+const WEIGHT: usize = 512;
 /// What stat(2) calls a block, in bytes.
 const BLOCK: u64 = 512;
 
@@ -103,6 +106,7 @@ pub struct Node {
 impl Node {
     /// A node, for which an inode and the pages of a link have been taken from the limits; its drop gives them back.
     pub(crate) fn new(id: NodeId, ino: u64, shared: Arc<Shared>, body: Body, meta: Meta) -> Self {
+        shared.store.grew(WEIGHT);
         Self { id, ino, shared, body, meta: Mutex::new(meta) }
     }
 
@@ -218,6 +222,7 @@ impl Drop for Node {
         if meta.nlink == 0 {
             orphans.gone();
         }
+        store.freed(WEIGHT);
         store.trim_if_due();
     }
 }

@@ -1,7 +1,6 @@
 //! The kernel's references: nodes it has looked up and handles it has opened.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,6 +14,15 @@ const SHARDS: usize = 16;
 
 fn shard_of(id: u64) -> usize {
     usize::try_from(id % SHARDS as u64).unwrap_or(0)
+}
+
+/// Gives memory back when a table has become much too large for what it holds.
+fn shrink<T>(table: &mut HashMap<u64, T>) {
+    /// A table of this size is not worth making smaller.
+    const SMALL: usize = 64;
+    if table.capacity() > SMALL && table.len() < table.capacity() / 8 {
+        table.shrink_to((2 * table.len()).max(SMALL));
+    }
 }
 
 struct Remembered<T> {
@@ -65,14 +73,13 @@ impl<T> NodeTable<T> {
         // Dropped after the lock: the last reference may close descriptors.
         let _gone = {
             let mut shard = self.shards[shard_of(id.0)].lock();
-            match shard.entry(id.0) {
-                Entry::Occupied(mut entry) => {
-                    let remembered = entry.get_mut();
-                    remembered.lookups = remembered.lookups.saturating_sub(count);
-                    (remembered.lookups == 0).then(|| entry.remove())
-                }
-                Entry::Vacant(_) => None,
-            }
+            let left = shard.get_mut(&id.0).map(|remembered| {
+                remembered.lookups = remembered.lookups.saturating_sub(count);
+                remembered.lookups
+            });
+            let gone = if left == Some(0) { shard.remove(&id.0) } else { None };
+            shrink(&mut shard);
+            gone
         };
     }
 
@@ -122,7 +129,10 @@ impl<T> HandleTable<T> {
     /// # Errors
     /// `EBADF` for a number that is not open.
     pub fn remove(&self, id: HandleId) -> Result<Arc<T>> {
-        self.shards[shard_of(id.0)].write().remove(&id.0).ok_or_else(|| Errno::EBADF.into())
+        let mut shard = self.shards[shard_of(id.0)].write();
+        let removed = shard.remove(&id.0).ok_or(Errno::EBADF)?;
+        shrink(&mut shard);
+        Ok(removed)
     }
 
     /// Number of open files.
@@ -151,6 +161,21 @@ mod tests {
         table.forget(NodeId(7), 1);
         assert_eq!(table.get(NodeId(7)).unwrap_err().errno(), Errno::ESTALE);
         assert!(table.is_empty());
+    }
+
+    #[test]
+    fn a_table_that_has_been_large_does_not_stay_so() {
+        let table = NodeTable::new(Arc::new(0));
+        for id in 2..100_000 {
+            table.remember(NodeId(id), || 7);
+        }
+        let room =
+            |table: &NodeTable<i32>| -> usize { table.shards.iter().map(|s| s.lock().capacity()).sum() };
+        assert!(room(&table) > 90_000);
+        for id in 2..100_000 {
+            table.forget(NodeId(id), 1);
+        }
+        assert!(room(&table) < 4000, "room for {}", room(&table));
     }
 
     #[test]
