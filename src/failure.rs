@@ -54,8 +54,9 @@ pub fn one_line(text: &str) -> String {
 pub fn shell_word(path: &Path) -> String {
     let text = path.display().to_string();
     let text = if text.starts_with('-') { format!("./{text}") } else { text };
-    let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
+    // zsh expands a word that begins with an equals sign.
+    if !text.is_empty() && !text.starts_with('=') && text.chars().all(plain) {
         text
     } else {
         format!("'{}'", text.replace('\'', r"'\''"))
@@ -68,8 +69,15 @@ mod tests {
 
     #[test]
     fn a_path_can_be_pasted_into_a_shell() {
-        let cases =
-            [("/m", "/m"), ("/a b'c", r"'/a b'\''c'"), ("", "''"), ("-l", "./-l"), ("/$HOME", "'/$HOME'")];
+        let cases = [
+            ("/m", "/m"),
+            ("size=1g", "size=1g"),
+            ("=ls", "'=ls'"),
+            ("/a b'c", r"'/a b'\''c'"),
+            ("", "''"),
+            ("-l", "./-l"),
+            ("/$HOME", "'/$HOME'"),
+        ];
         for (path, word) in cases {
             assert_eq!(shell_word(Path::new(path)), word);
         }

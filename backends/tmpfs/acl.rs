@@ -7,7 +7,8 @@ mod tests;
 
 /// The only version of the encoding (`POSIX_ACL_XATTR_VERSION` in include/uapi/linux/posix_acl_xattr.h).
 const VERSION: u32 = 2;
-/// What the encoding has for the id of an entry that names nobody (`ACL_UNDEFINED_ID`), which is no id of anybody.
+/// What the encoding has for the id of an entry that names nobody (`ACL_UNDEFINED_ID`), which is no id of
+/// anybody.
 const UNDEFINED_ID: u32 = u32::MAX;
 /// The permission bits of one class of a mode.
 const CLASS: u32 = 0o7;
@@ -37,8 +38,8 @@ struct Entry {
     perm: u32,
 }
 
-/// A valid POSIX ACL: the owner, named users, the owning group, named groups, a mask, and others, in this order. There
-/// is at most one mask, and there is one where anybody is named.
+/// A valid POSIX ACL: the owner, named users, the owning group, named groups, a mask, and others, in this
+/// order. There is at most one mask, and there is one where anybody is named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Acl(Box<[Entry]>);
 
@@ -76,8 +77,8 @@ impl Entry {
         [t0, t1, p0, p1, i0, i1, i2, i3]
     }
 
-    /// Where in a mode the permissions of this entry stand: by how many bits they are shifted. `None` where the mode
-    /// says nothing of it. With a mask, the mode's group bits are the mask.
+    /// Where in a mode the permissions of this entry stand: by how many bits they are shifted. `None` where
+    /// the mode says nothing of it. With a mask, the mode's group bits are the mask.
     fn shift(self, masked: bool) -> Option<u32> {
         match self.who {
             Who::UserObj => Some(6),
@@ -89,8 +90,8 @@ impl Entry {
     }
 }
 
-/// Whether entries are those of an ACL (`posix_acl_valid`). Like the kernel, this asks neither that ids ascend nor that
-/// they differ.
+/// Whether entries are those of an ACL (`posix_acl_valid`). Like the kernel, this asks neither that ids
+/// ascend nor that they differ.
 fn is_valid(entries: &[Entry]) -> bool {
     let mut rest = entries.iter().map(|entry| entry.who).peekable();
     let mut named = false;
@@ -115,7 +116,8 @@ impl Acl {
     /// (`posix_acl_from_xattr`, `posix_acl_valid`).
     ///
     /// # Errors
-    /// `EOPNOTSUPP` for another version of the encoding; `EINVAL` for what is no valid ACL, no bytes at all among that.
+    /// `EOPNOTSUPP` for another version of the encoding; `EINVAL` for what is no valid ACL, no bytes at all
+    /// among that.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Option<Self>> {
         let (version, entries) = bytes.split_first_chunk().ok_or(Errno::EINVAL)?;
         if u32::from_le_bytes(*version) != VERSION {
@@ -143,8 +145,8 @@ impl Acl {
         self.0.iter().any(|entry| entry.who == Who::Mask)
     }
 
-    /// The permission bits of a mode, within 0o777, that this ACL stands for as an access ACL, and whether they say all
-    /// of it (`posix_acl_equiv_mode`).
+    /// The permission bits of a mode, within 0o777, that this ACL stands for as an access ACL, and whether
+    /// they say all of it (`posix_acl_equiv_mode`).
     pub(crate) fn equiv_mode(&self) -> (u32, bool) {
         let masked = self.is_masked();
         let classes = self.0.iter().filter_map(|entry| Some(entry.perm << entry.shift(masked)?));
@@ -162,9 +164,9 @@ impl Acl {
         }
     }
 
-    /// What a node gets that is made with `mode` in a directory whose default ACL this is: the access ACL, unless the
-    /// mode says all of it, and the mode (`posix_acl_create_masq`). Nobody gets more than both `mode` and the ACL
-    /// grant; bits outside 0o777 stay as they are.
+    /// What a node gets that is made with `mode` in a directory whose default ACL this is: the access ACL,
+    /// unless the mode says all of it, and the mode (`posix_acl_create_masq`). Nobody gets more than both
+    /// `mode` and the ACL grant; bits outside 0o777 stay as they are.
     pub(crate) fn create(&self, mode: u32) -> (Option<Self>, u32) {
         let (granted, mode_says_it_all) = self.equiv_mode();
         let mode = mode & (granted | !0o777);

@@ -215,8 +215,8 @@ impl Backend for Tmpfs {
     }
 
     fn reconfigure(&self, options: &str) -> Result<()> {
-        let Resize { pages, inodes } = Resize::parse(options).map_err(|expected| {
-            log::debug!("cannot resize to `{options}`: expected {expected}");
+        let Resize { pages, inodes } = Resize::parse(options).map_err(|wrong| {
+            log::debug!("cannot resize to `{options}`: {wrong}");
             Errno::EINVAL
         })?;
         let plain = |limit: Option<Option<std::num::NonZeroU64>>| limit.map(|limit| limit.map(Into::into));

@@ -10,7 +10,7 @@ use super::help;
 #[command(
     name = "splicefs",
     version,
-    about = "Serve a directory through FUSE, its reads by splice(2)",
+    about = "Serve a directory or memory through FUSE, reads by splice(2)",
     args_conflicts_with_subcommands = true,
     arg_required_else_help = true
 )]
@@ -33,6 +33,29 @@ pub(super) enum Command {
         mount_point: OsString,
         #[command(flatten)]
         mount: MountArgs,
+    },
+    /// Mount a file system in memory, as the kernel's tmpfs; its files are gone after the unmount
+    Tmpfs {
+        /// The directory to mount on; made when only its last part is missing
+        #[arg(value_name = "MNT")]
+        mount_point: OsString,
+        #[command(flatten)]
+        mount: MountArgs,
+        /// `mount -t fuse.splicefs tmpfs MNT` puts them behind what then reads as this command.
+        #[command(flatten)]
+        flags: HelperFlags,
+    },
+    /// Change the limits of a mounted tmpfs
+    Resize {
+        /// The mount point
+        #[arg(value_name = "MNT")]
+        mount_point: OsString,
+        /// New limits, separated by commas: size=SIZE or nr_blocks=N, and nr_inodes=N
+        #[arg(value_name = "LIMITS")]
+        limits: Option<OsString>,
+        /// The same, as mount(8) would be given them
+        #[arg(short = 'o', value_name = "LIMITS")]
+        options: Vec<OsString>,
     },
     /// Show what a mount has served, and how
     Stats {
@@ -69,9 +92,8 @@ pub(super) struct MountArgs {
 
 /// The form mount(8) and fstab use through a mount helper.
 #[derive(Args, Debug)]
-#[allow(clippy::struct_excessive_bools, reason = "mount(8)'s flags")]
 pub(super) struct Mount8 {
-    /// What to mount, with `-o backend=NAME`
+    /// What to mount, with `-o backend=NAME`: a directory, or for tmpfs any name
     #[arg(value_name = "SRC")]
     pub(super) source: Option<OsString>,
     /// The directory to mount on
@@ -79,6 +101,13 @@ pub(super) struct Mount8 {
     pub(super) mount_point: Option<OsString>,
     #[command(flatten)]
     pub(super) mount: MountArgs,
+    #[command(flatten)]
+    pub(super) flags: HelperFlags,
+}
+
+/// The flags mount(8) hands to its helpers.
+#[derive(Args, Debug)]
+pub(super) struct HelperFlags {
     /// Do not write to /etc/mtab, which this program never does
     #[arg(short = 'n')]
     pub(super) no_mtab: bool,
@@ -97,13 +126,18 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli
 }
 
 fn command() -> clap::Command {
-    Cli::command()
-        .after_help("`splicefs --help` has examples and all mount options.")
-        .after_long_help(format!("{}\n{}", help::EXAMPLES, help::mount_options()))
-        .mut_subcommand("passthrough", |command| {
-            command
-                .after_help("`splicefs passthrough --help` has examples and all mount options.")
-                .after_long_help(format!("{}\n{}", help::EXAMPLES, help::mount_options()))
+    let with_options = |command: clap::Command, words: &str| {
+        command
+            .after_help(format!("`{words} --help` has examples and all mount options."))
+            .after_long_help(format!("{}\n{}", help::EXAMPLES, help::mount_options()))
+    };
+    with_options(Cli::command(), "splicefs")
+        .mut_subcommand("passthrough", |command| with_options(command, "splicefs passthrough"))
+        .mut_subcommand("tmpfs", |command| {
+            let hidden = ["no_mtab", "verbose", "sloppy"];
+            let command =
+                hidden.into_iter().fold(command, |command, name| command.mut_arg(name, |arg| arg.hide(true)));
+            with_options(command, "splicefs tmpfs")
         })
 }
 
@@ -138,7 +172,28 @@ mod tests {
         assert!(form.command.is_none());
         let form = form.mount8;
         assert_eq!((form.source, form.mount_point), (Some("/s".into()), Some("/m".into())));
-        assert!(form.no_mtab && form.verbose && form.sloppy);
+        assert!(form.flags.no_mtab && form.flags.verbose && form.flags.sloppy);
+    }
+
+    #[test]
+    fn tmpfs_has_a_mount_point_alone_and_mount_8s_flags() {
+        let Some(Command::Tmpfs { mount_point, mount, flags }) =
+            parsed(&["tmpfs", "/m", "-n", "-s", "-v", "-o", "rw,backend=tmpfs"]).command
+        else {
+            panic!("a command")
+        };
+        assert_eq!((mount_point, mount.options), ("/m".into(), vec!["rw,backend=tmpfs".into()]));
+        assert!(flags.no_mtab && flags.verbose && flags.sloppy);
+    }
+
+    #[test]
+    fn new_limits_come_alone_or_behind_o() {
+        let read = |arguments: &[&str]| match parsed(arguments).command {
+            Some(Command::Resize { mount_point, limits, options }) => (mount_point, limits, options),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(read(&["resize", "m", "size=1g"]), ("m".into(), Some("size=1g".into()), vec![]));
+        assert_eq!(read(&["resize", "-o", "a=1", "m"]), ("m".into(), None, vec!["a=1".into()]));
     }
 
     #[test]
@@ -158,9 +213,14 @@ mod tests {
     #[test]
     fn the_long_help_shows_every_option_and_examples() {
         let text = command().render_long_help().to_string();
-        for needed in
-            ["allow_other", "entry_timeout=SECONDS", "block_devices_as_files", "splicefs passthrough"]
-        {
+        for needed in [
+            "allow_other",
+            "entry_timeout=SECONDS",
+            "block_devices_as_files",
+            "nr_inodes=N",
+            "splicefs passthrough",
+            "splicefs tmpfs",
+        ] {
             assert!(text.contains(needed), "{needed}");
         }
     }

@@ -9,8 +9,11 @@ Examples:
   splicefs unmount /tmp/photos                    stop it
   splicefs passthrough / /mnt -o ro,allow_other   for every user, read-only
   splicefs passthrough SRC MNT -f -d              in the foreground, each step
+  splicefs tmpfs /tmp/scratch -o size=1g          up to 1 GiB of files in memory
+  splicefs resize /tmp/scratch size=2g            make room in it
   splicefs stats MNT --json                       how reads were answered
   splicefs SRC MNT -o backend=passthrough,noatime the form for mount(8), fstab
+  splicefs tmpfs MNT -o backend=tmpfs,size=25%    the same, for memory
 ";
 
 /// The options' names take this many columns, as far as they fit.
@@ -24,9 +27,11 @@ pub(super) fn mount_options() -> String {
     for (name, help) in help_rows(Group::Common) {
         push_row(&mut text, &name, help);
     }
-    text.push_str("\nMount options of passthrough:\n");
-    for (name, help) in help_rows(Group::Passthrough) {
-        push_row(&mut text, &name, help);
+    for (backend, group) in [("passthrough", Group::Passthrough), ("tmpfs", Group::Tmpfs)] {
+        text.push_str(&format!("\nMount options of {backend}:\n"));
+        for (name, help) in help_rows(group) {
+            push_row(&mut text, &name, help);
+        }
     }
     text.push_str("\nAccepted because mount(8) and fstab hand them over; they do nothing here:\n");
     let names: Vec<_> = help_rows(Group::DoesNothing).into_iter().map(|(name, _)| name).collect();
@@ -71,7 +76,7 @@ mod tests {
         for line in text.lines().chain(EXAMPLES.lines()) {
             assert!(line.len() <= COLUMNS, "{line}");
         }
-        for group in [Group::Common, Group::Passthrough, Group::DoesNothing] {
+        for group in [Group::Common, Group::Passthrough, Group::Tmpfs, Group::DoesNothing] {
             for (name, _) in help_rows(group) {
                 assert!(text.contains(&name), "{name}");
             }

@@ -3,21 +3,45 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use clap::error::ErrorKind;
+
 use crate::failure::{Failure, shell_word};
 use crate::options::{BackendName, backends};
 
 /// Those that are no backends.
-const COMMANDS: [&str; 2] = ["stats", "unmount"];
+const COMMANDS: [&str; 3] = ["stats", "unmount", "resize"];
+
+/// The words behind a command.
+fn usage(command: &str) -> &'static str {
+    match command {
+        "passthrough" => "SRC MNT",
+        "resize" => "MNT size=SIZE",
+        _ => "MNT",
+    }
+}
 
 /// The options of the command line with a value of their own.
 const WITH_VALUE: [&str; 1] = ["-o"];
 
-/// One line for arguments that clap refuses as a conflict between its commands and SRC and MNT, where it would print
-/// several. `arguments` has the program's name first. `None` where the words are not the reason.
-pub(super) fn explain(arguments: &[OsString]) -> Option<Failure> {
+/// One line for arguments that clap refuses, where it would print several. `arguments` has the program's name first.
+/// `None` where the words are not the reason.
+pub(super) fn explain(kind: ErrorKind, arguments: &[OsString]) -> Option<Failure> {
     let words = words(arguments.get(1..)?);
     let [first, rest @ ..] = words.as_slice() else { return None };
-    (!rest.is_empty()).then(|| no_command(first, rest))
+    let command = first.to_string_lossy();
+    match (kind, rest) {
+        (ErrorKind::ArgumentConflict, [_, ..]) => Some(no_command(first, rest)),
+        (ErrorKind::MissingRequiredArgument, _) if is_known(&command) => {
+            Some(Failure::usage(format!("something is missing: `splicefs {command} {}`", usage(&command))))
+        }
+        (ErrorKind::UnknownArgument, [_, .., point]) if command == BackendName::Tmpfs.name() => {
+            Some(Failure::usage(format!(
+                "tmpfs mirrors nothing and takes a mount point alone: `splicefs tmpfs {}`?",
+                shell_word(Path::new(point))
+            )))
+        }
+        _ => None,
+    }
 }
 
 /// The arguments that are neither options nor their values.
@@ -42,30 +66,33 @@ fn words(arguments: &[OsString]) -> Vec<&OsString> {
 /// `splicefs SRC MNT` without a backend: `splicefs umount /mnt` reads like that too.
 pub(super) fn no_backend(source: &OsString, mount_point: &OsString) -> Failure {
     let word = source.to_string_lossy();
-    if is_known(&word) || nearest(&word, &COMMANDS).is_some() {
+    if is_known(&word) || nearest(&word, candidates(1)).is_some() {
         return no_command(source, &[mount_point]);
     }
     Failure::usage(format!("no backend was named: add `-o backend=NAME` with the name {}", backends()))
 }
 
+/// The commands that so many words can stand behind; what begins with a dash, and its value, is not counted.
+fn candidates(words: usize) -> &'static [&'static str] {
+    if words > 1 { &["passthrough", "resize"] } else { &["tmpfs", "stats", "unmount", "resize"] }
+}
+
 fn no_command(first: &OsString, rest: &[&OsString]) -> Failure {
     let word = first.to_string_lossy();
+    let candidates = candidates(rest.len());
     let rest: Vec<_> = rest.iter().map(|word| shell_word(Path::new(word))).collect();
     let rest = rest.join(" ");
     if is_known(&word) {
         return Failure::usage(format!("options go behind the command: `splicefs {word} {rest} [OPTIONS]`"));
     }
-    let backend_names = BackendName::ALL.map(BackendName::name);
-    // Two words behind it can only be a source and a mount point, so a backend was meant.
-    let candidates: &[&'static str] = if rest.contains(' ') { &backend_names } else { &COMMANDS };
     let hint = match (nearest(&word, candidates), word.as_ref()) {
         (Some(near), _) => format!(": `splicefs {near} {rest}`?"),
         (None, "mount") => format!(": `splicefs {} {rest}`?", BackendName::Passthrough.name()),
         (None, _) => String::new(),
     };
     Failure::usage(format!(
-        "`{word}` is no command; the backends are {}, the other commands `{}`{hint}",
-        backends(),
+        "`{word}` is no command; the backends are `{}`, the other commands `{}`{hint}",
+        BackendName::ALL.map(BackendName::name).join("`, `"),
         COMMANDS.join("`, `")
     ))
 }
@@ -91,6 +118,8 @@ mod tests {
             (&["passthru", "src", "mnt"], "`passthru` is no command"),
             (&["passthru", "src", "mnt"], "`splicefs passthrough src mnt`?"),
             (&["overlay", "src", "mnt", "-f"], "the backends are `passthrough`"),
+            (&["passthru", "src", "mnt"], "the backends are `passthrough`, `tmpfs`, the other"),
+            (&["resise", "mnt", "size=1g"], "`splicefs resize mnt size=1g`?"),
             (&["mount", "a b", "mnt"], "`splicefs passthrough 'a b' mnt`?"),
             (
                 &["-f", "passthrough", "src", "mnt"],
@@ -100,10 +129,26 @@ mod tests {
         ];
         for (arguments, expected) in cases {
             let all: Vec<_> = ["splicefs"].iter().chain(*arguments).map(OsString::from).collect();
-            let line = explain(&all).expect("explained").to_string();
+            let line = explain(ErrorKind::ArgumentConflict, &all).expect("explained").to_string();
             assert!(line.contains(expected), "{arguments:?}: {line}");
         }
-        assert!(explain(&["splicefs".into(), "-x".into()]).is_none());
+        assert!(explain(ErrorKind::ArgumentConflict, &["splicefs".into(), "-x".into()]).is_none());
+    }
+
+    #[test]
+    fn too_few_and_too_many_words_are_one_line() {
+        let line = |kind, words: &str| {
+            let all: Vec<_> = ["splicefs"].into_iter().chain(words.split(' ')).map(OsString::from).collect();
+            explain(kind, &all).map(|failure| failure.to_string())
+        };
+        let missing = |words: &str| line(ErrorKind::MissingRequiredArgument, words).expect("explained");
+        assert!(missing("tmpfs -o size=1g").contains("`splicefs tmpfs MNT`"));
+        assert!(missing("passthrough /s").contains("`splicefs passthrough SRC MNT`"));
+        assert!(missing("resize").contains("`splicefs resize MNT size=SIZE`"));
+        let extra = line(ErrorKind::UnknownArgument, "tmpfs /s /m -o ro").expect("explained");
+        assert!(extra.contains("`splicefs tmpfs /m`?"), "{extra}");
+        assert_eq!(line(ErrorKind::UnknownArgument, "tmpfs /m --size"), None);
+        assert_eq!(line(ErrorKind::UnknownArgument, "passthrough /a /b /c"), None);
     }
 
     #[test]
@@ -111,6 +156,8 @@ mod tests {
         let line = |a: &str, b: &str| no_backend(&a.into(), &b.into()).to_string();
         assert!(line("umount", "/m").contains("`splicefs unmount /m`?"));
         assert!(line("stats", "/m").contains("options go behind the command"));
+        assert!(line("tmpf", "/m").contains("`splicefs tmpfs /m`?"));
+        assert!(line("resise", "/m").contains("`splicefs resize /m`?"));
         for source in ["mount", "/src", "passthru"] {
             assert!(line(source, "/m").contains("no backend was named"), "{source}");
         }

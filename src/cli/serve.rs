@@ -1,26 +1,69 @@
 //! Mounting and serving: from the command line to the exit of the daemon.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::Path;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
 
 use splicefs_core::{Backend, sys};
 use splicefs_passthrough::Passthrough;
+use splicefs_tmpfs::{Atime, Tmpfs};
 
+use super::amount::amount;
 use crate::daemon::{self, Reporter};
 use crate::failure::{Failure, shell_word};
 use crate::logging::{self, Behind, Setup};
-use crate::mount::preflight::{self, Places};
+use crate::mount::preflight::{self, Place};
 use crate::mount::{self, Mount, Request, readahead};
 use crate::options::{Access, BackendName, Options};
 use crate::session::{self, SessionConfig};
 use crate::signals;
 
+/// What is served.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Served {
+    /// A directory, mirrored.
+    Directory(PathBuf),
+    /// Files in memory, shown under this name.
+    Memory(OsString),
+}
+
+impl Served {
+    pub(super) fn backend(&self) -> BackendName {
+        match self {
+            Self::Directory(_) => BackendName::Passthrough,
+            Self::Memory(_) => BackendName::Tmpfs,
+        }
+    }
+
+    /// The same, found and checked.
+    fn find(&self) -> Result<Self, Failure> {
+        match self {
+            Self::Directory(given) => preflight::find_source(given).map(Self::Directory),
+            Self::Memory(_) => Ok(self.clone()),
+        }
+    }
+
+    fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::Directory(path) => Some(path),
+            Self::Memory(_) => None,
+        }
+    }
+
+    /// The mount's source as the kernel is told it, unless an option says otherwise.
+    fn name(&self) -> &OsStr {
+        match self {
+            Self::Directory(path) => path.as_os_str(),
+            Self::Memory(name) => name,
+        }
+    }
+}
+
 /// What the person asked for.
 #[derive(Debug)]
 pub(super) struct Order {
-    pub(super) backend: BackendName,
-    pub(super) source: OsString,
+    pub(super) served: Served,
     pub(super) mount_point: OsString,
     pub(super) options: Options,
     pub(super) manner: Manner,
@@ -67,45 +110,63 @@ fn serve(order: &Order, reporter: Reporter) -> Result<(), Failure> {
     })?;
     daemon::raise_limits();
     preflight::check_machine(options)?;
-    let places = preflight::check_places(&order.source, &order.mount_point)?;
+    let served = order.served.find()?;
+    let place = preflight::find_place(&order.mount_point, served.directory())?;
     if reporter == Reporter::Parent {
         daemon::leave_directory().map_err(|error| Failure::new(format!("cannot enter /: {error}")))?;
     }
     // A file's mode is the caller's business: the kernel or the backend applies the caller's umask, not ours.
     rustix::process::umask(rustix::fs::Mode::empty());
-    let start = Start { order, places, reporter, behind };
-    match order.backend {
-        BackendName::Passthrough => {
-            let backend = passthrough(&start.places, options)?;
-            start.serve(backend)
+    match &served {
+        Served::Directory(source) => {
+            let backend = passthrough(source, &place, options)?;
+            Start { order, served, place, reporter, behind }.serve(backend)
+        }
+        Served::Memory(_) => {
+            let backend = Tmpfs::new(&in_memory(options))
+                .map_err(|error| Failure::new(format!("cannot make a file system in memory: {error}")))?;
+            Start { order, served, place, reporter, behind }.serve(backend)
         }
     }
 }
 
-fn passthrough(places: &Places, options: &Options) -> Result<Passthrough, Failure> {
+fn passthrough(source: &Path, place: &Place, options: &Options) -> Result<Passthrough, Failure> {
     let options = splicefs_passthrough::Options {
-        source: places.source.clone(),
-        mount_point: Some(places.mount_point.clone()),
-        noatime: options.noatime,
+        source: source.to_owned(),
+        mount_point: Some(place.mount_point.clone()),
+        noatime: options.atime == Atime::Never,
         block_devices_as_files: options.block_devices_as_files,
     };
     Passthrough::new(&options)
-        .map_err(|error| Failure::new(format!("cannot serve {}: {error}", places.source.display())))
+        .map_err(|error| Failure::new(format!("cannot serve {}: {error}", source.display())))
+}
+
+/// What a mount in memory is made with: the root is the mounting user's unless the options say otherwise.
+fn in_memory(options: &Options) -> splicefs_tmpfs::Options {
+    let uid = options.root_uid.unwrap_or_else(|| rustix::process::getuid().as_raw());
+    let gid = options.root_gid.unwrap_or_else(|| rustix::process::getgid().as_raw());
+    splicefs_tmpfs::Options {
+        mode: options.root_mode,
+        inode32: options.inode32,
+        atime: options.atime,
+        ..splicefs_tmpfs::Options::new(options.limits, uid, gid)
+    }
 }
 
 /// Everything but the backend, checked and ready.
 struct Start<'a> {
     order: &'a Order,
-    places: Places,
+    served: Served,
+    place: Place,
     reporter: Reporter,
     behind: Behind,
 }
 
 impl Start<'_> {
     fn serve<B: Backend>(self, backend: B) -> Result<(), Failure> {
-        let Places { source, mount_point, created } = self.places;
+        let Place { mount_point, created } = self.place;
         let max_read = session::max_read_bytes();
-        let request = Request::new(&source, &mount_point, &self.order.options, max_read);
+        let request = Request::new(self.served.name(), &mount_point, &self.order.options, max_read);
         sys::detach_from_mounts()
             .map_err(|error| Failure::new(format!("cannot use /proc, which must be mounted: {error}")))?;
         let signals = signals::catch()
@@ -120,7 +181,7 @@ impl Start<'_> {
         let created = created.keep();
         let announcement = match (self.reporter, self.order.manner.announce) {
             (Reporter::Person, false) => String::new(),
-            _ => announcement(&source, &mount_point, created),
+            _ => announcement(&self.served, &self.order.options, &mount_point, created),
         };
         // Last of all the parent is told, which then says that all is well.
         let acting = signals.act(mounted.point().clone());
@@ -131,7 +192,7 @@ impl Start<'_> {
             return Err(Failure::new(format!("unmounted {} again: {error}", mount_point.display())));
         }
         self.behind.switch();
-        log::info!("{} is mounted on {}", source.display(), mount_point.display());
+        log::info!("{} is mounted on {}", self.served.name().display(), mount_point.display());
         log_ignored(&self.order.options);
         let result = running.wait();
         mounted.session_ended();
@@ -162,32 +223,88 @@ fn log_ignored(options: &Options) {
 }
 
 /// What a person needs next.
-fn announcement(source: &Path, mount_point: &Path, created: bool) -> String {
-    let name = shell_word(mount_point);
-    let made = if created { " (created)" } else { "" };
-    format!(
-        "splicefs: {} is mounted on {}{made}; look: ls {name}; stop: splicefs unmount {name}",
-        source.display(),
-        mount_point.display()
-    )
+fn announcement(served: &Served, options: &Options, mount_point: &Path, created: bool) -> String {
+    let word = shell_word(mount_point);
+    let shown = served.name().display();
+    let mounted =
+        format!("is mounted on {}{}", mount_point.display(), if created { " (created)" } else { "" });
+    match served {
+        Served::Directory(_) => {
+            format!("splicefs: {shown} {mounted}; look: ls {word}; stop: splicefs unmount {word}")
+        }
+        Served::Memory(_) => {
+            let room = room(&in_memory(options));
+            format!(
+                "splicefs: {shown} ({room}) {mounted}; look: df -h {word}; stop, and lose its files: splicefs unmount {word}"
+            )
+        }
+    }
+}
+
+/// How much a mount in memory may hold.
+fn room(options: &splicefs_tmpfs::Options) -> String {
+    match options.pages.map(NonZeroU64::get) {
+        Some(pages) => format!("size {}", amount(pages.saturating_mul(splicefs_tmpfs::PAGE_BYTES))),
+        None => "no size limit".to_owned(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::Unknown;
 
     #[test]
     fn the_announcement_can_be_pasted_into_a_shell() {
-        let line = announcement(Path::new("/s"), Path::new("/m"), false);
-        assert_eq!(line, "splicefs: /s is mounted on /m; look: ls /m; stop: splicefs unmount /m");
-        let line = announcement(Path::new("/s"), Path::new("/a b'c"), true);
+        let served = Served::Directory("/s".into());
+        let line =
+            |point: &str, created| announcement(&served, &Options::default(), Path::new(point), created);
+        assert_eq!(
+            line("/m", false),
+            "splicefs: /s is mounted on /m; look: ls /m; stop: splicefs unmount /m"
+        );
+        let line = line("/a b'c", true);
         assert!(line.contains("(created)") && line.ends_with(r"splicefs unmount '/a b'\''c'"));
+    }
+
+    #[test]
+    fn the_announcement_of_memory_says_how_much_and_that_it_is_lost() {
+        let line = |list: &str| {
+            let options = Options::parse(&[list], Unknown::Refuse).expect("good options");
+            announcement(&Served::Memory("tmpfs".into()), &options, Path::new("/m"), false)
+        };
+        assert_eq!(
+            line("size=1g"),
+            "splicefs: tmpfs (size 1.0 GiB) is mounted on /m; look: df -h /m; stop, and lose its files: splicefs unmount /m"
+        );
+        assert!(line("size=0").contains("tmpfs (no size limit) is"));
+    }
+
+    #[test]
+    fn options_reach_the_file_system_in_memory() {
+        let made = |list: &str| {
+            let options = Options::parse(&[list], Unknown::Refuse).expect("good options");
+            in_memory(&options.for_backend(BackendName::Tmpfs).expect("options of tmpfs"))
+        };
+        let own = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        assert_eq!(made(""), splicefs_tmpfs::Options::new(splicefs_tmpfs::Resize::default(), own.0, own.1));
+        let all = made("nr_blocks=7,nr_inodes=0,mode=0700,uid=3,gid=4,inode32,strictatime");
+        let expected = splicefs_tmpfs::Options {
+            pages: NonZeroU64::new(7),
+            inodes: None,
+            mode: 0o700,
+            uid: 3,
+            gid: 4,
+            inode32: true,
+            atime: Atime::Strict,
+        };
+        assert_eq!(all, expected);
     }
 
     #[test]
     fn allow_root_is_the_sessions_to_enforce() {
         let config = |list: &str| {
-            let options = Options::parse(&[list], crate::options::Unknown::Refuse).expect("good options");
+            let options = Options::parse(&[list], Unknown::Refuse).expect("good options");
             session_config(&options)
         };
         assert!(config("allow_root").allow_root);

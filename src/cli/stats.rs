@@ -1,21 +1,17 @@
 //! `splicefs stats`: asks a mount what it has done, through an extended attribute of its root.
 
 use std::fmt::Write;
-use std::io;
 use std::path::Path;
 
 use serde_json::Value;
 
-use crate::failure::{Failure, shell_word};
-use crate::mount::{dead_mount_around, mountinfo};
-use crate::vfs::STATS_XATTR;
-
-/// The longest value the kernel hands over (XATTR_SIZE_MAX).
-const VALUE_MAX_BYTES: usize = 65536;
+use super::amount::amount;
+use super::ask;
+use crate::failure::Failure;
 
 /// What to print for the mount on `given`.
 pub(super) fn text(given: &Path, json: bool) -> Result<String, Failure> {
-    let raw = read(given).map_err(|error| explain(given, &error))?;
+    let raw = ask::stats(given).map_err(|error| ask::explain(given, "read the statistics of", &error))?;
     if json {
         return Ok(format!("{}\n", raw.trim_end()));
     }
@@ -26,45 +22,6 @@ pub(super) fn text(given: &Path, json: bool) -> Result<String, Failure> {
         ))
     })?;
     Ok(table(&value))
-}
-
-fn read(given: &Path) -> io::Result<String> {
-    let mut value = vec![0; VALUE_MAX_BYTES];
-    let length = rustix::fs::getxattr(given, STATS_XATTR, &mut value[..])?;
-    value.truncate(length);
-    String::from_utf8(value).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
-}
-
-fn explain(given: &Path, error: &io::Error) -> Failure {
-    let shown = given.display();
-    Failure::new(match error.raw_os_error() {
-        Some(libc::ENOENT) => format!("{shown} does not exist"),
-        Some(libc::ENOTCONN) => {
-            format!(
-                "{shown} is, or lies in, a dead mount (Transport endpoint is not connected): `splicefs unmount {}`",
-                shell_word(&dead_mount_around(given))
-            )
-        }
-        Some(libc::ENODATA | libc::EOPNOTSUPP) if !is_fuse_mount_point(given) => {
-            format!(
-                "{shown} is not the mount point of a splicefs mount: `findmnt -t fuse.splicefs` lists them"
-            )
-        }
-        // The kernel keeps even root out of a user's mount, fs/fuse/dir.c: fuse_allow_current_process.
-        Some(libc::EACCES) => format!(
-            "you may not enter {shown}: only the user who mounted it may, unless it is mounted with allow_root or allow_other"
-        ),
-        Some(libc::ENODATA | libc::EPERM) => {
-            format!("{shown} is not a splicefs mount, or you are neither the user who mounted it nor root")
-        }
-        Some(libc::EOPNOTSUPP | libc::ENOSYS) => format!("{shown} is not a splicefs mount"),
-        _ => format!("cannot read the statistics of {shown}: {error}"),
-    })
-}
-
-fn is_fuse_mount_point(given: &Path) -> bool {
-    let (Ok(path), Ok(entries)) = (given.canonicalize(), mountinfo::read()) else { return false };
-    mountinfo::top_at(&entries, &path).is_some_and(mountinfo::Entry::is_fuse)
 }
 
 /// The same for a person. What an older or newer daemon does not tell is left out.
@@ -133,18 +90,6 @@ fn push_counts(rows: &mut Rows, title: &str, counts: &Value) {
     }
 }
 
-/// Bytes in the largest unit that leaves at least one, with one decimal place.
-fn amount(bytes: u64) -> String {
-    let units = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    let Some((at, unit)) = units.into_iter().enumerate().rev().find(|(at, _)| bytes >> (10 * (at + 1)) > 0)
-    else {
-        return format!("{bytes} B");
-    };
-    let shift = 10 * (at + 1);
-    let tenths = (u128::from(bytes) * 10) >> shift;
-    format!("{}.{} {unit}", tenths / 10, tenths % 10)
-}
-
 fn share(part: u64, all: u64) -> String {
     if all == 0 { String::new() } else { format!("{}%", u128::from(part) * 100 / u128::from(all)) }
 }
@@ -180,14 +125,6 @@ mod tests {
     fn a_value_of_another_version_gives_what_it_can() {
         assert!(table(&serde_json::json!({"requests": {}})).contains("requests                none"));
         assert!(table(&serde_json::json!([])).contains("read, spliced"));
-    }
-
-    #[test]
-    fn amounts_are_readable() {
-        assert_eq!(amount(0), "0 B");
-        assert_eq!(amount(1023), "1023 B");
-        assert_eq!(amount(1536), "1.5 KiB");
-        assert_eq!(amount(u64::MAX), "16383.9 PiB");
     }
 
     #[test]

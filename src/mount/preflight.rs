@@ -68,12 +68,10 @@ fn allows_others(fuse_conf: &[u8]) -> bool {
     fuse_conf.split(|&byte| byte == b'\n').any(|line| line.trim_ascii() == b"user_allow_other")
 }
 
-/// The two directories, absolute and without symbolic links.
+/// Where to mount.
 #[derive(Debug)]
-pub struct Places {
-    /// The directory to mirror.
-    pub source: PathBuf,
-    /// The directory to mount on.
+pub struct Place {
+    /// The directory to mount on, absolute and without symbolic links.
     pub mount_point: PathBuf,
     /// Removes a mount point made by us unless the mount comes to stand.
     pub created: Created,
@@ -100,14 +98,18 @@ impl Drop for Created {
     }
 }
 
-/// Finds and checks the source and the mount point; makes the latter when only its last part is missing.
+/// Finds and checks the mount point; makes it when only its last part is missing. `source` is the directory that will
+/// be served, if it is one, as [`find_source`] found it.
 ///
 /// # Errors
 /// One line that says what to do.
-pub fn check_places(source: &OsStr, mount_point: &OsStr) -> Result<Places, Failure> {
-    let source = find_source(Path::new(source))?;
+pub fn find_place(mount_point: &OsStr, source: Option<&Path>) -> Result<Place, Failure> {
     let (mount_point, created) = find_mount_point(Path::new(mount_point))?;
-    if source != mount_point && source.starts_with(&mount_point) {
+    let over_itself = source == Some(&mount_point);
+    if let Some(source) = source
+        && source.starts_with(&mount_point)
+        && !over_itself
+    {
         return Err(Failure::new(format!(
             "source {} lies inside the mount point {}, which would hide it: take another mount point",
             source.display(),
@@ -120,13 +122,17 @@ pub fn check_places(source: &OsStr, mount_point: &OsStr) -> Result<Places, Failu
             mount_point.display()
         )));
     }
-    if source != mount_point {
+    if !over_itself {
         warn_of_hidden(&mount_point);
     }
-    Ok(Places { source, mount_point, created })
+    Ok(Place { mount_point, created })
 }
 
-fn find_source(given: &Path) -> Result<PathBuf, Failure> {
+/// Finds and checks a directory to be served: absolute and without symbolic links.
+///
+/// # Errors
+/// One line that says what to do.
+pub fn find_source(given: &Path) -> Result<PathBuf, Failure> {
     let path = given.canonicalize().map_err(|error| source_failure(given, &error))?;
     // Also asks a dead mount, which canonicalize need not have done.
     let meta = path.metadata().map_err(|error| source_failure(given, &error))?;
@@ -252,8 +258,8 @@ fn warn_of_hidden(mount_point: &Path) {
 mod tests {
     use super::*;
 
-    fn refused(source: &Path, mount_point: &Path) -> String {
-        check_places(source.as_os_str(), mount_point.as_os_str()).expect_err("refused").to_string()
+    fn check(source: &Path, mount_point: &Path) -> Result<Place, Failure> {
+        find_place(mount_point.as_os_str(), Some(&find_source(source)?))
     }
 
     #[test]
@@ -277,7 +283,7 @@ mod tests {
             (at("src"), "/".into(), "cannot mount on /"),
         ];
         for (source, mount_point, expected) in cases {
-            let line = refused(&source, &mount_point);
+            let line = check(&source, &mount_point).expect_err("refused").to_string();
             assert!(line.contains(expected), "{line}");
         }
     }
@@ -288,8 +294,7 @@ mod tests {
         let root = folder.path().canonicalize().expect("exists");
         fs::create_dir(root.join("src")).expect("mkdir");
         let check = |source: &str, mount_point: &str| {
-            let places = check_places(root.join(source).as_os_str(), root.join(mount_point).as_os_str());
-            places.expect("good places")
+            check(&root.join(source), &root.join(mount_point)).expect("good places")
         };
         assert_eq!(check("src/../src", "src").mount_point, root.join("src"), "over itself");
         let made = check("src", "mnt/");
@@ -300,6 +305,8 @@ mod tests {
         assert!(root.join("mnt").exists());
         assert!(!check("src", "mnt").created.keep());
         assert_eq!(check("src", "src/inside").mount_point, root.join("src/inside"), "inside the source");
+        let sourceless = find_place(root.join("mnt").as_os_str(), None).expect("a good place");
+        assert_eq!(sourceless.mount_point, root.join("mnt"));
     }
 
     #[test]

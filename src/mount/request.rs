@@ -1,15 +1,16 @@
 //! What to mount, and how mount(2) and fusermount3 want to hear it.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fmt::Write;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::MountFlags;
+use splicefs_tmpfs::Atime;
 
 use crate::options::{Access, Options, for_fusermount, is_fsname};
 
-/// The name shown as source where the source path cannot be one.
+/// The name shown as source where what is served has none that could be shown.
 const PLAIN_FSNAME: &str = "splicefs";
 
 /// A mount to make.
@@ -27,12 +28,10 @@ pub struct Request {
 }
 
 impl Request {
-    /// Mounts `source` on `mount_point` as `options` say; no read request shall be longer than `max_read` bytes.
-    pub fn new(source: &Path, mount_point: &Path, options: &Options, max_read: usize) -> Self {
-        let default_name = || {
-            let path = source.as_os_str();
-            if is_fsname(path) { path.to_owned() } else { OsString::from(PLAIN_FSNAME) }
-        };
+    /// Mounts on `mount_point` as `options` say, with `name` as the source unless they have another; no read request
+    /// shall be longer than `max_read` bytes.
+    pub fn new(name: &OsStr, mount_point: &Path, options: &Options, max_read: usize) -> Self {
+        let default_name = || OsString::from(if is_fsname(name) { name } else { OsStr::new(PLAIN_FSNAME) });
         Self {
             mount_point: mount_point.to_owned(),
             fsname: options.fsname.clone().unwrap_or_else(default_name),
@@ -122,14 +121,14 @@ fn flags(options: &Options) -> MountFlags {
     flags.set(MountFlags::NOSUID, !options.suid);
     flags.set(MountFlags::NODEV, !options.dev);
     flags.set(MountFlags::NOEXEC, !options.exec);
-    flags.set(MountFlags::NOATIME, options.noatime);
+    flags.set(MountFlags::NOATIME, options.atime == Atime::Never);
+    flags.set(MountFlags::STRICTATIME, options.atime == Atime::Strict);
     flags.set(MountFlags::SYNCHRONOUS, options.sync);
     flags
 }
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsStr;
     use std::os::fd::AsFd;
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
@@ -140,7 +139,7 @@ mod tests {
 
     fn request(list: &str) -> Request {
         let options = Options::parse(&[list], Unknown::Refuse).expect("good options");
-        Request::new(Path::new("/the/source"), Path::new("/mnt"), &options, 65536)
+        Request::new(OsStr::new("/the/source"), Path::new("/mnt"), &options, 65536)
     }
 
     /// fusermount3's own reading of its list (util/fusermount.c: `prepare_mount`, `get_string_opt`).
@@ -197,6 +196,8 @@ mod tests {
         assert_eq!(request("ro,noexec").flags(), safe | MountFlags::RDONLY | MountFlags::NOEXEC);
         assert_eq!(request("sync,dirsync").flags(), safe | MountFlags::SYNCHRONOUS);
         assert_eq!(request("noatime").flags(), safe | MountFlags::NOATIME);
+        assert_eq!(request("strictatime").flags(), safe | MountFlags::STRICTATIME);
+        assert_eq!(request("noatime,relatime").flags(), safe);
     }
 
     #[test]
@@ -207,7 +208,7 @@ mod tests {
         );
         assert_eq!(request("subtype=").fs_type(), "fuse");
         assert_eq!(request("fsname=x").fsname(), "x");
-        let odd = Request::new(Path::new("/a\nb"), Path::new("/mnt"), &Options::default(), 1);
+        let odd = Request::new(OsStr::new("/a\nb"), Path::new("/mnt"), &Options::default(), 1);
         assert_eq!(odd.fsname(), PLAIN_FSNAME);
     }
 
@@ -236,7 +237,7 @@ mod tests {
         ) {
             let name = parts.concat();
             let options = Options { fsname: Some(OsString::from_vec(name.clone())), ..Options::default() };
-            let request = Request::new(Path::new("/s"), Path::new("/m"), &options, 1);
+            let request = Request::new(OsStr::new("/s"), Path::new("/m"), &options, 1);
             let list = request.fusermount_options(true);
             let mut expected: Vec<Vec<u8>> =
                 ["rw", "max_read=1", "subtype=splicefs"].map(|word| word.as_bytes().to_vec()).into();

@@ -17,9 +17,11 @@ pub use text::escape;
 pub(crate) use text::for_fusermount;
 pub(crate) use values::{backends, is_fsname};
 
+use splicefs_tmpfs::{Atime, Resize};
+
 use crate::failure::Failure;
 use crate::session::{DEFAULT_SPLICE_MIN, SpliceMode};
-use table::{SPECS, Spec, Takes};
+use table::{Elsewhere, SPECS, Spec, Takes};
 
 /// The subtype unless the person says otherwise: the mount is listed as `fuse.splicefs`.
 pub const DEFAULT_SUBTYPE: &str = "splicefs";
@@ -40,18 +42,29 @@ pub enum Access {
 pub enum BackendName {
     /// Mirrors a source directory.
     Passthrough,
+    /// Keeps everything in memory.
+    Tmpfs,
 }
 
 impl BackendName {
     /// Every backend, for messages and help.
-    pub const ALL: [Self; 1] = [Self::Passthrough];
+    pub const ALL: [Self; 2] = [Self::Passthrough, Self::Tmpfs];
 
     /// As the command line spells it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Passthrough => "passthrough",
+            Self::Tmpfs => "tmpfs",
         }
     }
+}
+
+/// An option that means something to one backend only, and was given.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Particular {
+    spec: &'static Spec,
+    /// As it was written.
+    element: OsString,
 }
 
 /// Everything `-o` can say, after parsing.
@@ -69,8 +82,8 @@ pub struct Options {
     pub read_only: bool,
     /// `default_permissions`: asked for; the kernel applies it in any case once POSIX ACLs are negotiated.
     pub default_permissions: bool,
-    /// `noatime`.
-    pub noatime: bool,
+    /// `noatime`, `relatime`, `strictatime`.
+    pub atime: Atime,
     /// `suid`: set-user-id bits count. Off by default, as in libfuse, for root too.
     pub suid: bool,
     /// `dev`: device files can be opened. Off by default, as in libfuse, for root too.
@@ -99,8 +112,20 @@ pub struct Options {
     pub log: Option<PathBuf>,
     /// `block_devices_as_files` (passthrough).
     pub block_devices_as_files: bool,
+    /// `size=`, `nr_blocks=` and `nr_inodes=` (tmpfs).
+    pub limits: Resize,
+    /// `mode=`: permission bits of the root (tmpfs).
+    pub root_mode: u32,
+    /// `uid=`: the root's owner; without it, who mounts (tmpfs).
+    pub root_uid: Option<u32>,
+    /// `gid=`: the root's group; without it, that of who mounts (tmpfs).
+    pub root_gid: Option<u32>,
+    /// `inode32` (tmpfs).
+    pub inode32: bool,
     /// Options that are accepted because mount(8) and fstab hand them over and that do nothing here.
     pub ignored: Vec<OsString>,
+    /// What only one backend has, until [`Options::for_backend`] has looked at it.
+    pub(crate) particular: Vec<Particular>,
 }
 
 impl Default for Options {
@@ -110,7 +135,7 @@ impl Default for Options {
             access: Access::Owner,
             read_only: false,
             default_permissions: false,
-            noatime: false,
+            atime: Atime::Relative,
             suid: false,
             dev: false,
             exec: true,
@@ -125,7 +150,13 @@ impl Default for Options {
             splice_min: DEFAULT_SPLICE_MIN,
             log: None,
             block_devices_as_files: false,
+            limits: Resize::default(),
+            root_mode: splicefs_tmpfs::DEFAULT_MODE,
+            root_uid: None,
+            root_gid: None,
+            inode32: false,
             ignored: Vec::new(),
+            particular: Vec::new(),
         }
     }
 }
@@ -160,7 +191,7 @@ impl Options {
         // Not with `-s` either: it would mount a second time.
         if name == b"remount" {
             return Err(Failure::usage(
-                "this program cannot remount: the kernel does it alone (`mount -i -o remount,ro MNT`)",
+                "this program cannot remount: the kernel does it alone (`mount -i -o remount,ro MNT`), and limits of a tmpfs change by `splicefs resize MNT size=SIZE`",
             ));
         }
         let Some(spec) = table::find(name) else {
@@ -184,8 +215,50 @@ impl Options {
             (Takes::Ignored | Takes::IgnoredPrefix, _) => {
                 self.ignored.push(OsStr::from_bytes(element).to_owned());
             }
+            (Takes::Refused(_), _) if unknown == Unknown::Ignore => {
+                self.ignored.push(OsStr::from_bytes(element).to_owned());
+            }
+            (Takes::Refused(reason), _) => {
+                return Err(Failure::usage(format!("option `{}` is not to be had: {reason}", spec.name)));
+            }
+        }
+        if spec.group.backend().is_some() {
+            self.particular.push(Particular { spec, element: OsStr::from_bytes(element).to_owned() });
         }
         Ok(())
+    }
+
+    /// The options for a mount served from `backend`: those that another backend alone understands are refused, or
+    /// where they cannot matter listed among the ignored.
+    ///
+    /// # Errors
+    /// A line that names the option and the backend it is for.
+    pub fn for_backend(mut self, backend: BackendName) -> Result<Self, Failure> {
+        if let Some(other) = self.backend.filter(|other| *other != backend) {
+            return Err(Failure::usage(format!(
+                "`splicefs {}` and the option `backend={}` contradict each other",
+                backend.name(),
+                other.name()
+            )));
+        }
+        for Particular { spec, element } in std::mem::take(&mut self.particular) {
+            let Some(its) = spec.group.backend().filter(|its| *its != backend) else { continue };
+            match spec.elsewhere {
+                Elsewhere::Ignored => self.ignored.push(element),
+                Elsewhere::Refused => {
+                    return Err(Failure::usage(format!(
+                        "option `{}` is for {}, and means nothing to {}",
+                        spec.name,
+                        its.name(),
+                        backend.name()
+                    )));
+                }
+            }
+        }
+        if backend != BackendName::Tmpfs && self.atime == Atime::Strict {
+            self.atime = Atime::Relative;
+        }
+        Ok(self)
     }
 }
 
@@ -203,7 +276,7 @@ fn unknown_option(name: &[u8]) -> Failure {
 fn nearest(name: &str) -> Option<&'static str> {
     let length = name.chars().count();
     let lower = name.to_lowercase();
-    let useful = SPECS.iter().filter(|spec| spec.group != Group::DoesNothing).map(|spec| spec.name);
+    let useful = SPECS.iter().filter(|spec| spec.group.is_useful()).map(|spec| spec.name);
     let far = |known: &str| strsim::damerau_levenshtein(&lower, known);
     let known = useful.min_by_key(|known| far(known))?;
     (length > 3 && far(known) <= (length / 3).max(2)).then_some(known)

@@ -2,7 +2,9 @@
 
 use std::ffi::OsStr;
 
-use super::{Access, Options, values};
+use splicefs_tmpfs::Atime;
+
+use super::{Access, BackendName, Options, values};
 
 /// Under which heading the help lists an option.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -11,12 +13,39 @@ pub enum Group {
     Common,
     /// For the passthrough backend.
     Passthrough,
+    /// For the tmpfs backend.
+    Tmpfs,
     /// Accepted because mount(8) and fstab hand it over; does nothing here.
     DoesNothing,
+    /// Known from the kernel's file systems, and never accepted.
+    Refused,
+}
+
+impl Group {
+    /// The one backend that understands options of this group.
+    pub(super) fn backend(self) -> Option<BackendName> {
+        match self {
+            Self::Passthrough => Some(BackendName::Passthrough),
+            Self::Tmpfs => Some(BackendName::Tmpfs),
+            Self::Common | Self::DoesNothing | Self::Refused => None,
+        }
+    }
+
+    /// Whether a person may have meant an option of this group.
+    pub(super) fn is_useful(self) -> bool {
+        !matches!(self, Self::DoesNothing | Self::Refused)
+    }
+}
+
+/// What an option of one backend is to the others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Elsewhere {
+    Refused,
+    Ignored,
 }
 
 /// What an option takes, and what it then does.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) enum Takes {
     Nothing(fn(&mut Options)),
     /// A value, `form` in the help; the error of `set` says what is expected.
@@ -28,19 +57,35 @@ pub(super) enum Takes {
     Ignored,
     /// The same for every option whose name begins so.
     IgnoredPrefix,
+    /// The option is refused, value or not, for this reason.
+    Refused(&'static str),
 }
 
 /// One option.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Spec {
     pub(super) name: &'static str,
     pub(super) group: Group,
     pub(super) takes: Takes,
+    pub(super) elsewhere: Elsewhere,
     help: &'static str,
 }
 
+/// Two options are the same when they have the same name, since each stands in the table once.
+impl PartialEq for Spec {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Spec {}
+
+const fn spec(name: &'static str, group: Group, takes: Takes, help: &'static str) -> Spec {
+    Spec { name, group, takes, elsewhere: Elsewhere::Refused, help }
+}
+
 const fn flag(name: &'static str, set: fn(&mut Options), help: &'static str) -> Spec {
-    Spec { name, group: Group::Common, takes: Takes::Nothing(set), help }
+    spec(name, Group::Common, Takes::Nothing(set), help)
 }
 
 const fn value(
@@ -49,20 +94,39 @@ const fn value(
     set: fn(&mut Options, &OsStr) -> Result<(), String>,
     help: &'static str,
 ) -> Spec {
-    Spec { name, group: Group::Common, takes: Takes::Value { form, set }, help }
+    spec(name, Group::Common, Takes::Value { form, set }, help)
 }
 
 const fn ignored(name: &'static str) -> Spec {
-    Spec { name, group: Group::DoesNothing, takes: Takes::Ignored, help: "" }
+    spec(name, Group::DoesNothing, Takes::Ignored, "")
 }
 
 const fn ignored_prefix(name: &'static str) -> Spec {
-    Spec { name, group: Group::DoesNothing, takes: Takes::IgnoredPrefix, help: "" }
+    spec(name, Group::DoesNothing, Takes::IgnoredPrefix, "")
+}
+
+const fn refused(name: &'static str, reason: &'static str) -> Spec {
+    spec(name, Group::Refused, Takes::Refused(reason), "")
 }
 
 const fn passthrough(spec: Spec) -> Spec {
     Spec { group: Group::Passthrough, ..spec }
 }
+
+const fn tmpfs(spec: Spec) -> Spec {
+    Spec { group: Group::Tmpfs, ..spec }
+}
+
+/// An option that fstab hands over for any file system, and only tmpfs can follow.
+const fn tmpfs_alone(spec: Spec) -> Spec {
+    Spec { elsewhere: Elsewhere::Ignored, ..tmpfs(spec) }
+}
+
+/// Why there are no quotas.
+const NO_QUOTAS: &str =
+    "nothing is counted for each user or group; `size` and `nr_inodes` limit a tmpfs as a whole";
+/// Why names are bytes.
+const NO_CASEFOLD: &str = "names are told apart byte by byte";
 
 /// The table.
 pub(super) const SPECS: &[Spec] = &[
@@ -70,7 +134,7 @@ pub(super) const SPECS: &[Spec] = &[
         "backend",
         "NAME",
         |o, v| set(&mut o.backend, values::backend(v).map(Some)),
-        "serve from this backend (`splicefs SRC MNT -o backend=NAME`): passthrough",
+        "serve from this backend (`splicefs SRC MNT -o backend=NAME`): passthrough or tmpfs",
     ),
     flag(
         "allow_other",
@@ -91,10 +155,14 @@ pub(super) const SPECS: &[Spec] = &[
     ),
     flag(
         "noatime",
-        |o| o.noatime = true,
+        |o| o.atime = Atime::Never,
         "do not update access times, in the source either where its owner allows that",
     ),
-    flag("atime", |o| o.noatime = false, "update access times as the source does (default)"),
+    flag(
+        "atime",
+        |o| o.atime = Atime::Relative,
+        "update access times (default): as the source does, or in tmpfs as with relatime",
+    ),
     flag("suid", |o| o.suid = true, "honour set-user-id and set-group-id programs (root only)"),
     flag(
         "nosuid",
@@ -111,7 +179,7 @@ pub(super) const SPECS: &[Spec] = &[
         "fsname",
         "NAME",
         |o, v| set(&mut o.fsname, values::fsname(v).map(Some)),
-        "the source shown by findmnt and df (default: SRC)",
+        "the source shown by findmnt and df (default: SRC, or tmpfs)",
     ),
     value(
         "subtype",
@@ -165,6 +233,75 @@ pub(super) const SPECS: &[Spec] = &[
         |o| o.block_devices_as_files = true,
         "show block devices as regular files of their real size, read-only",
     )),
+    tmpfs(value(
+        "size",
+        "SIZE",
+        |o, v| o.limits.set_size(values::utf8(v)),
+        "the most that files may take: bytes, with k, m, g or t behind them, or a share of the machine's memory such as 25%; 0 for no limit (default: 50%)",
+    )),
+    tmpfs(value("nr_blocks", "N", |o, v| o.limits.set_blocks(values::utf8(v)), "the same in pages of 4 KiB")),
+    tmpfs(value(
+        "nr_inodes",
+        "N",
+        |o, v| o.limits.set_inodes(values::utf8(v)),
+        "the most files, with k, m or g behind the number; 0 for no limit (default: half as many as the machine has pages)",
+    )),
+    tmpfs(value(
+        "mode",
+        "MODE",
+        |o, v| set(&mut o.root_mode, values::mode(v)),
+        "permission bits of the root, in octal (default: 1777)",
+    )),
+    tmpfs(value(
+        "uid",
+        "USER",
+        |o, v| set(&mut o.root_uid, values::uid(v).map(Some)),
+        "owner of the root, by number or name (default: you)",
+    )),
+    tmpfs(value(
+        "gid",
+        "GROUP",
+        |o, v| set(&mut o.root_gid, values::gid(v).map(Some)),
+        "group of the root, by number or name (default: yours)",
+    )),
+    tmpfs(flag("inode32", |o| o.inode32 = true, "keep inode numbers under 2^32, for old programs")),
+    tmpfs(flag("inode64", |o| o.inode32 = false, "use inode numbers of 64 bits (default)")),
+    tmpfs_alone(flag(
+        "relatime",
+        |o| o.atime = Atime::Relative,
+        "update access times once after each change, and once a day (default); does nothing in passthrough",
+    )),
+    tmpfs_alone(flag(
+        "strictatime",
+        |o| o.atime = Atime::Strict,
+        "update access times with every read that reaches the daemon; does nothing in passthrough",
+    )),
+    tmpfs_alone(flag("nostrictatime", not_strict, "undo strictatime")),
+    tmpfs(value(
+        "huge",
+        "never",
+        |_, v| values::huge(v),
+        "accepted for the kernel's sake: whether memory comes in huge pages is the machine's setting",
+    )),
+    tmpfs(value(
+        "mpol",
+        "POLICY",
+        |_, v| values::memory_policy(v),
+        "default or local; for others start the daemon under numactl(8)",
+    )),
+    refused(
+        "noswap",
+        "the memory is the daemon's, and stays out of swap in a control group without any: `systemd-run --scope -p MemorySwapMax=0 splicefs tmpfs ...`",
+    ),
+    refused("quota", NO_QUOTAS),
+    refused("usrquota", NO_QUOTAS),
+    refused("grpquota", NO_QUOTAS),
+    refused("usrquota_block_hardlimit", NO_QUOTAS),
+    refused("usrquota_inode_hardlimit", NO_QUOTAS),
+    refused("grpquota_block_hardlimit", NO_QUOTAS),
+    refused("grpquota_inode_hardlimit", NO_QUOTAS),
+    refused("casefold", NO_CASEFOLD),
+    refused("strict_encoding", NO_CASEFOLD),
     ignored("defaults"),
     ignored("_netdev"),
     ignored("auto"),
@@ -179,10 +316,7 @@ pub(super) const SPECS: &[Spec] = &[
     ignored("group"),
     ignored("nogroup"),
     ignored("comment"),
-    ignored("relatime"),
     ignored("norelatime"),
-    ignored("strictatime"),
-    ignored("nostrictatime"),
     ignored("diratime"),
     ignored("nodiratime"),
     ignored("lazytime"),
@@ -204,6 +338,12 @@ fn set<T>(field: &mut T, value: Result<T, String>) -> Result<(), String> {
     Ok(())
 }
 
+fn not_strict(options: &mut Options) {
+    if options.atime == Atime::Strict {
+        options.atime = Atime::Relative;
+    }
+}
+
 /// The option called `name`.
 pub(super) fn find(name: &[u8]) -> Option<&'static Spec> {
     SPECS.iter().find(|spec| match spec.takes {
@@ -217,7 +357,7 @@ pub fn help_rows(group: Group) -> Vec<(String, &'static str)> {
     let written = |spec: &Spec| match spec.takes {
         Takes::Value { form, .. } => format!("{}={form}", spec.name),
         Takes::IgnoredPrefix => format!("{}*", spec.name),
-        Takes::Nothing(_) | Takes::Ignored => spec.name.to_owned(),
+        Takes::Nothing(_) | Takes::Ignored | Takes::Refused(_) => spec.name.to_owned(),
     };
     SPECS.iter().filter(|spec| spec.group == group).map(|spec| (written(spec), spec.help)).collect()
 }

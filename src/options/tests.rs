@@ -1,3 +1,5 @@
+use std::num::NonZeroU64;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -21,7 +23,7 @@ fn each_option_sets_its_field_and_no_other() {
         ("allow_root", |o| o.access = Access::Root),
         ("ro", |o| o.read_only = true),
         ("default_permissions", |o| o.default_permissions = true),
-        ("noatime", |o| o.noatime = true),
+        ("noatime", |o| o.atime = Atime::Never),
         ("suid", |o| o.suid = true),
         ("dev", |o| o.dev = true),
         ("noexec", |o| o.exec = false),
@@ -45,9 +47,88 @@ fn each_option_sets_its_field_and_no_other() {
         ("comment=a,user=me", |o| o.ignored = vec!["comment=a".into(), "user=me".into()]),
     ];
     for (list, change) in cases {
-        let mut expected = Options::default();
-        change(&mut expected);
-        assert_eq!(parsed(list), expected, "{list}");
+        assert_sets(list, BackendName::Passthrough, change);
+    }
+}
+
+/// What `list` says to `backend` is what `change` makes of the defaults.
+#[track_caller]
+fn assert_sets(list: &str, backend: BackendName, change: &dyn Fn(&mut Options)) {
+    let mut expected = Options::default();
+    change(&mut expected);
+    assert_eq!(parsed(list).for_backend(backend), Ok(expected), "{list}");
+}
+
+#[test]
+fn each_option_of_tmpfs_sets_its_field_and_no_other() {
+    type Case = (&'static str, fn(&mut Options));
+    let cases: &[Case] = &[
+        ("backend=tmpfs", |o| o.backend = Some(BackendName::Tmpfs)),
+        ("size=12k", |o| o.limits.pages = Some(NonZeroU64::new(3))),
+        ("nr_blocks=2k", |o| o.limits.pages = Some(NonZeroU64::new(2048))),
+        ("size=0", |o| o.limits.pages = Some(None)),
+        ("nr_inodes=5", |o| o.limits.inodes = Some(NonZeroU64::new(5))),
+        ("mode=0750", |o| o.root_mode = 0o750),
+        ("uid=12,gid=34", |o| (o.root_uid, o.root_gid) = (Some(12), Some(34))),
+        ("uid=root,gid=root", |o| (o.root_uid, o.root_gid) = (Some(0), Some(0))),
+        ("inode32", |o| o.inode32 = true),
+        ("inode32,inode64", |_| ()),
+        ("noatime", |o| o.atime = Atime::Never),
+        ("strictatime", |o| o.atime = Atime::Strict),
+        ("noatime,strictatime,relatime", |_| ()),
+        ("strictatime,nostrictatime", |_| ()),
+        ("noatime,nostrictatime", |o| o.atime = Atime::Never),
+        ("norelatime", |o| o.ignored = vec!["norelatime".into()]),
+        ("huge=never,mpol=default,mpol=local", |_| ()),
+    ];
+    for (list, change) in cases {
+        assert_sets(list, BackendName::Tmpfs, change);
+    }
+}
+
+#[test]
+fn an_option_of_another_backend_is_refused_naming_it() {
+    let cases = [
+        ("size=1g", BackendName::Passthrough, "option `size` is for tmpfs, and means nothing to passthrough"),
+        ("ro,inode32", BackendName::Passthrough, "`inode32` is for tmpfs"),
+        ("uid=0", BackendName::Passthrough, "`uid` is for tmpfs"),
+        ("block_devices_as_files", BackendName::Tmpfs, "is for passthrough, and means nothing to tmpfs"),
+        (
+            "backend=tmpfs",
+            BackendName::Passthrough,
+            "`splicefs passthrough` and the option `backend=tmpfs` contradict",
+        ),
+        ("backend=passthrough", BackendName::Tmpfs, "contradict each other"),
+    ];
+    for (list, backend, expected) in cases {
+        let message = parsed(list).for_backend(backend).expect_err(list).to_string();
+        assert!(message.contains(expected), "{list}: {message}");
+    }
+    // fstab has these for any file system.
+    let everywhere = |o: &mut Options| o.ignored = vec!["relatime".into(), "strictatime".into()];
+    assert_sets("relatime,strictatime", BackendName::Passthrough, &everywhere);
+}
+
+#[test]
+fn what_tmpfs_cannot_have_is_refused_with_the_way_out() {
+    let cases = [
+        ("noswap", "MemorySwapMax=0"),
+        ("usrquota", "nothing is counted for each user"),
+        ("grpquota_block_hardlimit=1m", "nothing is counted for each user"),
+        ("casefold", "byte by byte"),
+        ("huge=always", "expected `never`: the files lie in memory of the daemon"),
+        ("huge=", "expected `never`"),
+        ("mpol=interleave", "`numactl --interleave=all splicefs tmpfs ...`"),
+        ("mpol=bind=static:0-1", "`numactl --membind=0-1 splicefs tmpfs ...`"),
+        ("mpol=prefer:1", "`numactl --preferred=1 splicefs tmpfs ...`"),
+        ("mpol=weighted interleave:0", "`numactl --weighted-interleave=0 splicefs tmpfs ...`"),
+        ("mpol=local:1", "expected `default` or `local`"),
+        ("mpol=else", "expected `default` or `local`"),
+    ];
+    for (list, expected) in cases {
+        let message = parse(list).expect_err(list).to_string();
+        assert!(message.contains(expected), "{list}: {message}");
+        assert!(!message.contains('\n'), "{list}: {message}");
     }
 }
 
@@ -72,12 +153,16 @@ fn an_unknown_option_is_refused_naming_the_nearest() {
         ("thread=3", "threads"),
         ("splice-min=3", "splice_min"),
         ("fs_name=x", "fsname"),
+        ("nr_inode=3", "nr_inodes"),
+        ("sizes=1g", "size"),
+        ("inode_32", "inode32"),
+        ("strict_atime", "strictatime"),
     ];
     for (list, nearest) in cases {
         let message = parse(list).expect_err(list).to_string();
         assert!(message.contains(&format!("the nearest known one is `{nearest}`")), "{message}");
     }
-    for far in ["uid=3", "gid", "frobnicate", "comments", "relatme"] {
+    for far in ["udi=3", "gdi", "frobnicate", "comments", "noswop"] {
         let message = parse(far).expect_err(far).to_string();
         assert!(!message.contains("nearest") && message.contains("--help"), "{message}");
     }
@@ -95,6 +180,9 @@ fn mount_8s_sloppy_flag_passes_over_unknown_options() {
     let options = Options::parse(&["ro,frobnicate=1"], Unknown::Ignore).expect("-s");
     assert!(options.read_only);
     assert_eq!(options.ignored, ["frobnicate=1"]);
+    let options = Options::parse(&["noswap,size=1g"], Unknown::Ignore).expect("-s");
+    assert_eq!(options.ignored, ["noswap"]);
+    Options::parse(&["size=x"], Unknown::Ignore).expect_err("a known option with a bad value");
 }
 
 #[test]
@@ -118,7 +206,20 @@ fn a_bad_value_says_what_is_expected() {
         ("fsname=", "a name"),
         ("fsname=a\nb", "a name"),
         ("log=", "a file"),
-        ("backend=nfs", "`passthrough`"),
+        ("backend=nfs", "`passthrough` or `tmpfs`"),
+        ("size=lots", "`512m`"),
+        ("size", "size=SIZE"),
+        ("nr_blocks=-1", "pages of 4 KiB"),
+        ("nr_inodes=1.5k", "a number of files"),
+        ("mode=0888", "octal"),
+        ("mode=17777", "octal"),
+        ("mode=+755", "octal"),
+        ("mode=", "octal"),
+        ("uid=-1", "a user's number or name"),
+        ("uid=4294967295", "a user's number or name"),
+        ("gid=no such group", "a group's number or name"),
+        ("gid=", "a group's number or name"),
+        ("inode32=1", "takes no value"),
         ("ro=1", "takes no value"),
         ("threads", "threads=N"),
     ];
@@ -136,7 +237,7 @@ fn names_are_declared_once_and_described() {
     for (at, spec) in SPECS.iter().enumerate() {
         assert!(SPECS[..at].iter().all(|other| other.name != spec.name), "{} twice", spec.name);
     }
-    for group in [Group::Common, Group::Passthrough] {
+    for group in [Group::Common, Group::Passthrough, Group::Tmpfs] {
         for (written, help) in help_rows(group) {
             assert!(!help.is_empty(), "{written}");
         }

@@ -6,6 +6,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::{Group, User};
+
 use super::BackendName;
 use crate::session::SpliceMode;
 use crate::vfs::FOR_EVER;
@@ -18,7 +20,8 @@ const THREADS_MAX: usize = 256;
 
 type Value<T> = Result<T, String>;
 
-fn utf8(value: &OsStr) -> &str {
+/// `value` as text, for whoever looks for words and numbers in it.
+pub(super) fn utf8(value: &OsStr) -> &str {
     // A text that is not UTF-8 is none of the words and numbers looked for, and "" is none either.
     value.to_str().unwrap_or_default()
 }
@@ -71,6 +74,67 @@ pub(super) fn size(value: &OsStr) -> Value<usize> {
     number
         .and_then(|number| number.checked_mul(1 << shift))
         .ok_or_else(|| "a size in bytes, such as 4096, 64K or 1M".to_owned())
+}
+
+/// Permission bits with setuid, setgid and sticky bit, in octal.
+pub(super) fn mode(value: &OsStr) -> Value<u32> {
+    let text = utf8(value);
+    let octal = text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o7777);
+    mode.ok_or_else(|| "permission bits in octal, such as 1777 or 0755".to_owned())
+}
+
+pub(super) fn uid(value: &OsStr) -> Value<u32> {
+    let named = |name: &str| User::from_name(name).map(|user| user.map(|user| user.uid.as_raw()));
+    id(value, named, "a user's number or name")
+}
+
+pub(super) fn gid(value: &OsStr) -> Value<u32> {
+    let named = |name: &str| Group::from_name(name).map(|group| group.map(|group| group.gid.as_raw()));
+    id(value, named, "a group's number or name")
+}
+
+/// A number, or what `named` finds under a name. The largest number means "none" to the kernel (chown(2)).
+fn id(value: &OsStr, named: impl Fn(&str) -> nix::Result<Option<u32>>, expected: &str) -> Value<u32> {
+    let text = utf8(value);
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return text.parse().ok().filter(|id| *id != u32::MAX).ok_or_else(|| expected.to_owned());
+    }
+    match named(text) {
+        Ok(Some(id)) => Ok(id),
+        Ok(None) => Err(format!("{expected} that this machine knows")),
+        Err(error) => Err(format!("{expected}, and looking up a name failed: {error}")),
+    }
+}
+
+/// Says why huge pages are not the mount's to choose, and what is done here all the same.
+pub(super) fn huge(value: &OsStr) -> Value<()> {
+    match utf8(value) {
+        "never" => Ok(()),
+        _ => Err("`never`: the files lie in memory of the daemon, huge pages for which are the machine's to give (/sys/kernel/mm/transparent_hugepage/shmem_enabled)".to_owned()),
+    }
+}
+
+/// The policies of tmpfs(5) (mm/mempolicy.c, `mpol_parse_str`) that are what the daemon does by itself. For the others
+/// the error has the command that gives the whole daemon such a policy.
+pub(super) fn memory_policy(value: &OsStr) -> Value<()> {
+    let text = utf8(value);
+    let (mode, nodes) = text.split_once(':').unwrap_or((text, ""));
+    // After the name, a flag such as `=static`, which numactl(8) has no word for.
+    let mode = mode.split_once('=').map_or(mode, |(mode, _flag)| mode);
+    let (option, usual_nodes) = match (text, mode) {
+        ("default" | "local", _) => return Ok(()),
+        (_, "bind") => ("membind", "NODES"),
+        (_, "prefer") => ("preferred", "NODE"),
+        (_, "prefer (many)") => ("preferred-many", "NODES"),
+        (_, "interleave") => ("interleave", "all"),
+        (_, "weighted interleave") => ("weighted-interleave", "all"),
+        _ => return Err("`default` or `local`".to_owned()),
+    };
+    let nodes = if nodes.is_empty() { usual_nodes } else { nodes };
+    Err(format!(
+        "`default` or `local`: the memory is the daemon's, so start it as `numactl --{option}={nodes} splicefs tmpfs ...`"
+    ))
 }
 
 pub(super) fn fsname(value: &OsStr) -> Value<OsString> {

@@ -2,8 +2,11 @@
 
 mod options;
 mod surprises;
+mod tmpfs;
 
 use std::fs;
+use std::os::unix::fs::chown;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -11,7 +14,7 @@ use nix::mount::{MntFlags, umount2};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::harness::{Mount, Need, command, entry_at, fill, is_mounted, ready, scratch, until};
+use crate::harness::{Mount, Need, command, entry_at, is_mounted, ready, scratch, splicefs_binary, until};
 
 const NEEDS: [Need; 3] = [Need::Fuse, Need::Root, Need::Splicefs];
 
@@ -44,6 +47,11 @@ impl Place {
     /// `splicefs passthrough SRC MNT` with further arguments, in the background.
     fn mount(&self, arguments: &[&str]) -> Output {
         run(command().arg("passthrough").arg(self.source()).arg(self.point()).args(arguments))
+    }
+
+    /// `splicefs tmpfs MNT` with further arguments, in the background.
+    fn mount_tmpfs(&self, arguments: &[&str]) -> Output {
+        run(command().arg("tmpfs").arg(self.point()).args(arguments))
     }
 
     fn unmount(&self) -> Output {
@@ -85,8 +93,46 @@ fn assert_success(output: &Output) {
     assert!(output.status.success(), "{}: {}", output.status, stderr(output));
 }
 
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 fn stderr(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The program as a user runs it: a copy in `dir`, since a build directory under a private home cannot be entered, and
+/// with `dir` as the home.
+fn user_command(dir: &Path, (uid, gid): (u32, u32)) -> Command {
+    let copy = dir.join("splicefs");
+    if !copy.exists() {
+        // By another process: a descriptor of ours, open for writing, could be in a child that another test has just
+        // forked, and a program that is open for writing cannot be executed (ETXTBSY).
+        let status = Command::new("cp").arg(splicefs_binary()).arg(&copy).status().expect("running cp");
+        assert!(status.success(), "copying the program: {status}");
+    }
+    let home = dir.join("home");
+    fs::create_dir_all(&home).expect("mkdir");
+    chown(&home, Some(uid), Some(gid)).expect("chown");
+    let mut command = Command::new(copy);
+    command.env("HOME", home).env_remove("XDG_STATE_HOME").uid(uid).gid(gid);
+    command
+}
+
+/// A mount with a file in it that is open: it is in use.
+fn mount_in_use() -> Option<(Mount, fs::File)> {
+    if !ready(&NEEDS) {
+        return None;
+    }
+    let builder = Mount::builder();
+    fs::write(builder.source().join("file"), b"held").expect("write");
+    let mount = builder.start();
+    let held = fs::File::open(mount.point().join("file")).expect("open");
+    Some((mount, held))
+}
+
+fn daemon_of(mount: &Mount) -> Pid {
+    i32::try_from(mount.pid().expect("a daemon")).ok().and_then(Pid::from_raw).expect("a pid")
 }
 
 /// One line on stderr with each of these words, and a failure.
@@ -163,11 +209,11 @@ fn help_and_version_are_given() {
         return;
     }
     let version = run(command().arg("--version"));
-    assert!(String::from_utf8_lossy(&version.stdout).contains(env!("CARGO_PKG_VERSION")));
+    assert!(stdout(&version).contains(env!("CARGO_PKG_VERSION")));
     let help = run(command().arg("--help"));
     assert_success(&help);
-    let text = String::from_utf8_lossy(&help.stdout).into_owned();
-    for word in ["passthrough", "unmount", "stats", "/mnt"] {
+    let text = stdout(&help);
+    for word in ["passthrough", "tmpfs", "unmount", "resize", "stats", "/mnt", "Mount options of tmpfs"] {
         assert!(text.contains(word), "`{word}` is missing in the help");
     }
 }
@@ -195,8 +241,7 @@ fn signals_unmount() {
             return;
         }
         let mut mount = Mount::builder().start();
-        let pid = i32::try_from(mount.pid().expect("a daemon")).ok().and_then(Pid::from_raw).expect("a pid");
-        kill_process(pid, signal).expect("kill");
+        kill_process(daemon_of(&mount), signal).expect("kill");
         mount.wait_exit();
     }
     let Some(place) = Place::new() else { return };
@@ -209,17 +254,10 @@ fn signals_unmount() {
 
 #[test]
 fn a_busy_mount_is_detached() {
-    if !ready(&NEEDS) {
-        return;
-    }
-    let builder = Mount::builder();
-    fs::write(builder.source().join("file"), fill(0, 1 << 20)).expect("write");
-    let mut mount = builder.start();
-    let held = fs::File::open(mount.point().join("file")).expect("open");
+    let Some((mut mount, held)) = mount_in_use() else { return };
     let output = run(&mut mount.unmount_command());
     assert!(!output.status.success() || !is_mounted(mount.point()), "{}", stderr(&output));
-    let pid = i32::try_from(mount.pid().expect("a daemon")).ok().and_then(Pid::from_raw).expect("a pid");
-    kill_process(pid, Signal::TERM).expect("kill");
+    kill_process(daemon_of(&mount), Signal::TERM).expect("kill");
     until("the busy mount to be detached", || !is_mounted(mount.point()));
     drop(held);
     mount.wait_exit();
@@ -228,13 +266,7 @@ fn a_busy_mount_is_detached() {
 
 #[test]
 fn unmount_lazily_detaches_what_is_busy() {
-    if !ready(&NEEDS) {
-        return;
-    }
-    let builder = Mount::builder();
-    fs::write(builder.source().join("file"), b"held").expect("write");
-    let mut mount = builder.start();
-    let held = fs::File::open(mount.point().join("file")).expect("open");
+    let Some((mut mount, held)) = mount_in_use() else { return };
     assert_success(&run(mount.unmount_command().arg("--lazy")));
     assert!(!is_mounted(mount.point()));
     let mut buffer = [0; 4];

@@ -2,12 +2,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use super::{NEEDS, Place, assert_complains, assert_success, run};
+use super::{NEEDS, Place, assert_complains, assert_success, run, user_command};
 use crate::harness::{
-    Identity, Mount, Need, Stats, as_caller, command, entry_at, is_mounted, ready, splicefs_binary,
-    unprivileged_user, until,
+    Identity, Mount, Need, Stats, as_caller, command, entry_at, is_mounted, ready, unprivileged_user, until,
 };
 
 /// Texts that would be options of their own if they were pasted into a list.
@@ -166,14 +164,8 @@ fn others_enter_as_allowed() {
     let allowed = configured.lines().any(|line| line.trim() == "user_allow_other");
     if !allowed {
         let builder = Mount::builder().user(user);
-        let program = builder.dir().join("splicefs");
-        fs::copy(splicefs_binary(), &program).expect("copying the program");
-        let home = builder.dir().join("home");
-        fs::create_dir(&home).expect("mkdir");
-        std::os::unix::fs::chown(&home, Some(user.0), Some(user.1)).expect("chown");
-        let mut command = Command::new(&program);
-        command.env("HOME", home).env_remove("XDG_STATE_HOME");
-        std::os::unix::process::CommandExt::uid(command.arg("passthrough").arg(builder.source()), user.0);
+        let mut command = user_command(builder.dir(), user);
+        command.arg("passthrough").arg(builder.source());
         let output = run(command.arg(builder.dir().join("mnt")).args(["-o", "allow_other"]));
         assert_complains(&output, &["user_allow_other", "/etc/fuse.conf"]);
     }

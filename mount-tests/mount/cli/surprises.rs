@@ -7,12 +7,10 @@ use std::process::{Command, Stdio};
 use nix::mount::{MntFlags, umount2};
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{NEEDS, Place, assert_complains, assert_success, run, stderr};
+use super::{
+    NEEDS, Place, assert_complains, assert_success, daemon_of, mount_in_use, run, stderr, user_command,
+};
 use crate::harness::{Mount, Need, command, is_mounted, ready, splicefs_binary, unprivileged_user, until};
-
-fn daemon_of(mount: &Mount) -> Pid {
-    i32::try_from(mount.pid().expect("a daemon")).ok().and_then(Pid::from_raw).expect("a pid")
-}
 
 /// `bash -c script` in the repository, `$1` the program.
 fn shell(script: &str, arguments: &[&Path]) -> std::process::Output {
@@ -41,13 +39,7 @@ fn a_mount_whose_parent_was_renamed_is_unmounted() {
 
 #[test]
 fn a_signal_says_when_somebody_still_uses_what_was_detached() {
-    if !ready(&NEEDS) {
-        return;
-    }
-    let builder = Mount::builder();
-    fs::write(builder.source().join("file"), b"held").expect("write");
-    let mut mount = builder.start();
-    let held = fs::File::open(mount.point().join("file")).expect("open");
+    let Some((mut mount, held)) = mount_in_use() else { return };
     umount2(mount.point(), MntFlags::MNT_DETACH).expect("umount");
     kill_process(daemon_of(&mount), Signal::TERM).expect("kill");
     until("the daemon to say what it waits for", || mount.log().contains("still uses it"));
@@ -103,12 +95,7 @@ fn a_source_that_cannot_be_read_is_refused() {
     let builder = Mount::builder().user(unprivileged_user());
     fs::set_permissions(builder.source(), std::os::unix::fs::PermissionsExt::from_mode(0o300))
         .expect("chmod");
-    let copy = builder.dir().join("splicefs");
-    let status = Command::new("cp").arg(splicefs_binary()).arg(&copy).status().expect("running cp");
-    assert!(status.success());
-    let mut start = Command::new(copy);
-    start.env("HOME", builder.dir().join("plain")).env_remove("XDG_STATE_HOME");
-    std::os::unix::process::CommandExt::uid(&mut start, unprivileged_user().0);
+    let mut start = user_command(builder.dir(), unprivileged_user());
     let output = run(start.arg("passthrough").arg(builder.source()).arg(builder.dir().join("mnt")));
     assert_complains(&output, &["you may not read and enter source"]);
 }

@@ -140,8 +140,9 @@ impl Daemon {
             if let Some(status) = child.try_wait().expect("waiting for the daemon") {
                 panic!("the daemon ended ({status}) before it served:\n{}", said());
             }
-            // The entry appears before the handshake; statfs answers after it.
-            (is_mounted(point) && rustix::fs::statfs(point).is_ok()).then_some(())
+            // The entry appears before the handshake, and statfs(2) on a user's mount tells root nothing without asking the
+            // daemon (fs/fuse/inode.c, `fuse_statfs`). What the daemon says last of all does.
+            (is_mounted(point) && said().contains(" is mounted on ")).then_some(())
         });
         let mut daemon = Self { child, baseline: 0 };
         daemon.baseline = daemon.open_files();
