@@ -142,11 +142,16 @@ install_tool() {
     fi
 }
 
-# Mounts $base/SOURCE at $work/NAME: NAME SOURCE OPTIONS
+# Mounts a backend at $work/NAME, passthrough with $base/NAME-source as its source: BACKEND NAME OPTIONS
 mount_splicefs() {
-    as_root mkdir -p -- "$base/$2" "$work/$1"
-    as_root chmod 755 "$base/$2"
-    as_root "$splicefs" passthrough "$base/$2" "$work/$1" -o "$3"
+    local source=()
+    as_root mkdir -p -- "$work/$2"
+    if [[ $1 == passthrough ]]; then
+        source=("$base/$2-source")
+        as_root mkdir -p -- "${source[@]}"
+        as_root chmod 755 "${source[@]}"
+    fi
+    as_root "$splicefs" "$1" "${source[@]}" "$work/$2" -o "$3"
 }
 
 # The results of pjdfstest in a directory: `NAME ok`, `NAME FAILED` or `NAME skipped` a line, sorted.
@@ -162,11 +167,18 @@ run_pjdfstest() {
     (($(wc -l <"$output") > 300)) || { tail -n 20 "$output.full" && return 1; }
 }
 
-# No failure that the source's file system does not have itself.
+# No failure that the kernel's own file system does not have: the source's, or the kernel's tmpfs. BACKEND OPTIONS
 pjdfstest_suite() {
-    local options=$1
-    [[ -s $work/native ]] || run_pjdfstest "$base/native" "$work/native"
-    mount_splicefs pjd pjd-source "allow_other,suid,dev,$options"
+    local backend=$1 options=$2
+    if [[ $backend == tmpfs ]]; then
+        as_root mkdir -p -- "$work/ktm"
+        as_root mount -t tmpfs tmpfs "$work/ktm"
+        run_pjdfstest "$work/ktm/mount" "$work/native"
+        as_root umount "$work/ktm"
+    else
+        run_pjdfstest "$base/native" "$work/native"
+    fi
+    mount_splicefs "$backend" pjd "allow_other,suid,dev,$options"
     run_pjdfstest "$work/pjd/mount" "$work/mounted"
     as_root "$splicefs" unmount "$work/pjd"
     local side
@@ -179,7 +191,7 @@ pjdfstest_suite() {
     local new
     new=$(LC_ALL=C comm -13 <(failures_only "$work/native") <(failures_only "$work/mounted"))
     if [[ $new ]]; then
-        printf 'failed, and not so on the source file system:\n%s\n' "$new"
+        printf "failed, and not so on the kernel's own file system:\n%s\n" "$new"
         while IFS= read -r test; do
             sed 's/\x1b\[[0-9;]*m//g' "$work/mounted.full" | grep -F -A 4 -- "$test " || :
         done <<<"$new"
@@ -187,15 +199,15 @@ pjdfstest_suite() {
     fi
 }
 
-# Each variant with a seed of its own, on a mount of its own: OPTIONS OPERATIONS
+# Each variant with a seed of its own, on a mount of its own: BACKEND OPTIONS OPERATIONS
 fsx_suite() {
-    local options=$1 count=$2 config name seed
+    local backend=$1 options=$2 count=$3 config name seed
     for config in "$here"/suites/fsx/*.toml; do
         name=$(basename -- "$config" .toml)
         # Chosen anew in each run, and printed, so that a failure can be repeated.
         seed=${FSX_SEED:-$((RANDOM * 32768 + RANDOM))}
-        mount_splicefs fsx fsx-source "$options"
-        echo "fsx $name: $count operations, seed $seed, -o $options"
+        mount_splicefs "$backend" fsx "$options"
+        echo "fsx $name on $backend: $count operations, seed $seed, -o $options"
         if ! as_root "$cache/bin/fsx" -q -N "$count" -S "$seed" -f "$config" -P "$work" "$work/fsx/$name" \
             >"$work/fsx.log" 2>&1; then
             tail -n 40 "$work/fsx.log"
@@ -227,9 +239,11 @@ suite 'unit, conformance, plan oracle and mount tests' cargo_tests
 say "pjdfstest $PJDFSTEST and fsx $FSX"
 install_tool pjdfstest "$PJDFSTEST"
 install_tool fsx "$FSX"
-suite "pjdfstest $PJDFSTEST" pjdfstest_suite splice=auto
-suite "fsx $FSX, spliced" fsx_suite splice=on,splice_min=1 "$operations"
-suite "fsx $FSX, copied" fsx_suite splice=off "$operations"
+for backend in passthrough tmpfs; do
+    suite "pjdfstest $PJDFSTEST on $backend" pjdfstest_suite "$backend" splice=auto
+    suite "fsx $FSX on $backend, spliced" fsx_suite "$backend" splice=on,splice_min=1 "$operations"
+    suite "fsx $FSX on $backend, copied" fsx_suite "$backend" splice=off "$operations"
+done
 
 if ((failed)); then
     printf '\nfailed: %s\n' "${failures[@]}"
