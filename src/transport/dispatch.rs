@@ -6,6 +6,7 @@ use splicefs_core::{
 };
 
 use super::answer::{self, BODY, Given, Reply, put};
+use super::port::Sent;
 use super::readdir::Entries;
 use super::request::{Opcode, Request};
 use super::wire::{
@@ -149,14 +150,12 @@ impl<B: Backend> Worker<B> {
 
     fn attributes(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
         let id = NodeId(request.header.nodeid);
-        let attr = match opcode {
-            Opcode::Statfs => {
-                put(&mut self.out, &answer::statfs(&self.vfs.statfs(id)?));
-                return Ok(BODY);
-            }
+        match opcode {
+            Opcode::Statfs => put(&mut self.out, &answer::statfs(&self.vfs.statfs(id)?)),
             Opcode::Getattr => {
                 let get: GetattrIn = request.take()?;
-                self.vfs.getattr(id, (get.flags & flag::GETATTR_FH != 0).then_some(HandleId(get.fh)))?
+                let handle = (get.flags & flag::GETATTR_FH != 0).then_some(HandleId(get.fh));
+                put(&mut self.out, &answer::attr(&self.vfs.getattr(id, handle)?, self.vfs.caching()));
             }
             _ => {
                 let set: SetattrIn = request.take()?;
@@ -166,10 +165,13 @@ impl<B: Backend> Worker<B> {
                 } else {
                     caller(&request.header, 0)
                 };
-                self.vfs.setattr(&by, id, handle, &changes(&set))?
+                self.vfs.setattr(&by, id, handle, &changes(&set), |attr| {
+                    put(&mut self.out, &answer::attr(attr, self.vfs.caching()));
+                    self.port.reply(request.header.unique, &self.out);
+                })?;
+                return Ok(Reply::Sent);
             }
-        };
-        put(&mut self.out, &answer::attr(&attr, self.vfs.caching()));
+        }
         Ok(BODY)
     }
 
@@ -179,9 +181,16 @@ impl<B: Backend> Worker<B> {
             Opcode::Open => {
                 let open: OpenIn = request.take()?;
                 let by = changer(&request.header, open.open_flags & flag::OPEN_KILL_SUIDGID != 0);
-                let handle = self.vfs.open(&by, id, flags(open.flags))?;
-                put(&mut self.out, &answer::open(&handle, self.vfs.caching()));
-                Ok(Reply::Body(Given { file: Some(handle.id), ..Given::NOTHING }))
+                let (unique, out, port) = (request.header.unique, &mut self.out, &self.port);
+                let caching = self.vfs.caching();
+                let (sent, handle) = self.vfs.open(&by, id, flags(open.flags), |handle| {
+                    put(out, &answer::open(handle, caching));
+                    (port.reply(unique, out), handle.id)
+                })?;
+                if sent == Sent::Gone {
+                    self.take_back(Given { file: Some(handle), ..Given::NOTHING });
+                }
+                Ok(Reply::Sent)
             }
             Opcode::Create | Opcode::Tmpfile => {
                 let CreateIn { flags, mode, umask, .. } = request.take()?;

@@ -115,7 +115,7 @@ impl<B: Backend> Worker<B> {
     }
 
     /// The kernel did not take the reply (its caller was killed): what it handed over is nobody's.
-    fn take_back(&self, given: Given) {
+    pub(super) fn take_back(&self, given: Given) {
         if let Some(id) = given.node {
             self.vfs.forget(id, 1);
         }

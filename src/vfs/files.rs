@@ -19,23 +19,33 @@ impl<B: Backend> Vfs<B> {
         Handle { id, direct_io, stream, read_only: !flags.writes() }
     }
 
-    /// Opens a regular file.
-    pub fn open(&self, caller: &Caller, id: NodeId, flags: OpenFlags) -> Result<Handle> {
+    /// Opens a regular file, and gives the handle to `reply`, whose result is returned. One that is truncated waits for
+    /// the reads that are on their way, and others wait for its reply.
+    pub fn open<R>(
+        &self,
+        caller: &Caller,
+        id: NodeId,
+        flags: OpenFlags,
+        reply: impl FnOnce(&Handle) -> R,
+    ) -> Result<R> {
         let vnode = self.node(id)?;
         if !flags.has(libc::O_TRUNC) {
             let opened = self.backend.open(caller, &vnode.node, flags)?;
-            return Ok(self.handle(vnode, opened, flags));
+            return Ok(reply(&self.handle(vnode, opened, flags)));
         }
-        let special =
-            !caller.fsetid && creds::has_special_bits(self.backend.getattr(&vnode.node, None)?.mode);
-        let opened = {
-            let _alone = vnode.shrink.write();
-            self.backend.open(caller, &vnode.node, flags)?
-        };
-        if special {
+        let length = vnode.length.change();
+        let before = self.backend.getattr(&vnode.node, None)?;
+        let opened = self.backend.open(caller, &vnode.node, flags)?;
+        if !caller.fsetid && creds::has_special_bits(before.mode) {
             self.attributes_changed(id);
         }
-        Ok(self.handle(vnode, opened, flags))
+        let handle = self.handle(vnode.clone(), opened, flags);
+        let replied = reply(&handle);
+        // Past the page cache nothing is filled up with zeros; and the sizes of such files often mean nothing.
+        if before.size > 0 && !handle.direct_io {
+            length.told_shorter(caller.pid);
+        }
+        Ok(replied)
     }
 
     /// Creates a file and opens it. The kernel holds a reference to the node, as after a lookup.
@@ -81,7 +91,9 @@ impl<B: Backend> Vfs<B> {
         unique: u64,
     ) -> Result<Outcome> {
         let open = self.open_file(id)?;
-        let _whole = open.vnode.shrink.read();
+        let end = span.offset.saturating_add(span.len as u64);
+        let crosses_end = || Ok(end > self.backend.getattr(&open.vnode.node, Some(&open.file))?.size);
+        let _length = open.vnode.length.keep(caller.pid, crosses_end)?;
         let _as_caller = open.made_for_caller.then(|| caller.act(creds::As::Caller, true)).transpose()?;
         let mut outcome = None;
         self.backend.plan_read(&open.file, span, &mut |plan| {
@@ -99,6 +111,7 @@ impl<B: Backend> Vfs<B> {
         open: &OpenFile<B>,
         how: impl FnOnce(&Caller) -> Result<T>,
     ) -> Result<T> {
+        open.vnode.length.heard_from(caller.pid);
         if open.made_for_caller {
             let _as_caller = caller.act(creds::As::Caller, true)?;
             return how(&Caller { fsetid: true, ..*caller });

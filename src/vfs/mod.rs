@@ -5,6 +5,7 @@
 mod caching;
 mod dirs;
 mod files;
+mod length;
 mod names;
 mod poll;
 mod xattrs;
@@ -12,10 +13,10 @@ mod xattrs;
 use std::io;
 use std::sync::Arc;
 
-use parking_lot::RwLock;
 use splicefs_core::{Attr, Backend, Entry, HandleId, HandleTable, NodeId, NodeTable, Result};
 
 pub use caching::{Caching, FOR_EVER};
+use length::Length;
 use poll::Wakeups;
 pub use xattrs::{RECONFIGURE_XATTR, Report, STATS_XATTR, SpliceState, Stats};
 
@@ -45,11 +46,7 @@ pub trait Kernel: Send + Sync + 'static {
 /// A node the kernel knows.
 pub(crate) struct VNode<B: Backend> {
     pub(crate) node: Arc<B::Node>,
-    /// Held for reading from the plan of a read to its reply, for writing over what shortens the file. The pages in a
-    /// pipe are the file's own, and a truncation zeroes the rest of the last page: a reader must not see that as data.
-    ///
-    /// Lock order: before every lock of the backend.
-    pub(crate) shrink: RwLock<()>,
+    pub(crate) length: Length,
 }
 
 /// An open file.
@@ -107,7 +104,7 @@ impl<B: Backend> Vfs<B> {
         stats: Stats,
         kernel: Arc<dyn Kernel>,
     ) -> io::Result<Self> {
-        let root = VNode { node: backend.root(), shrink: RwLock::new(()) };
+        let root = VNode { node: backend.root(), length: Length::default() };
         Ok(Self {
             nodes: NodeTable::new(Arc::new(root)),
             files: HandleTable::default(),
@@ -150,7 +147,7 @@ impl<B: Backend> Vfs<B> {
     /// Counts a lookup of the entry's node.
     fn remember(&self, entry: Entry<B::Node>) -> (Found, Arc<VNode<B>>) {
         let id = self.backend.id(&entry.node);
-        let vnode = self.nodes.remember(id, || VNode { node: entry.node, shrink: RwLock::new(()) });
+        let vnode = self.nodes.remember(id, || VNode { node: entry.node, length: Length::default() });
         (Found { id, attr: entry.attr }, vnode)
     }
 }

@@ -28,18 +28,31 @@ impl<B: Backend> Vfs<B> {
         }
     }
 
-    /// Changes attributes. A change of size waits for the reads that are on their way.
+    /// Changes attributes, and calls `reply` with them. A change of size waits for the reads that are on their way, and
+    /// others wait for its reply.
     pub fn setattr(
         &self,
         caller: &Caller,
         id: NodeId,
         handle: Option<HandleId>,
         change: &SetAttr,
-    ) -> Result<Attr> {
+        reply: impl FnOnce(&Attr),
+    ) -> Result<()> {
         let open = handle.map(|handle| self.open_file(handle)).transpose()?;
         let vnode = self.node(id)?;
-        let _alone = change.size.map(|_| vnode.shrink.write());
-        self.backend.setattr(caller, &vnode.node, open.as_ref().map(|open| &open.file), change)
+        let file = open.as_ref().map(|open| &open.file);
+        let Some(_) = change.size else {
+            reply(&self.backend.setattr(caller, &vnode.node, file, change)?);
+            return Ok(());
+        };
+        let length = vnode.length.change();
+        let before = self.backend.getattr(&vnode.node, file)?.size;
+        let attr = self.backend.setattr(caller, &vnode.node, file, change)?;
+        reply(&attr);
+        if attr.size < before {
+            length.told_shorter(caller.pid);
+        }
+        Ok(())
     }
 
     /// The target of a symbolic link.

@@ -7,4 +7,4 @@ pub mod ioctl;
 pub mod memory;
 mod proc;
 
-pub use proc::{detach_from_mounts, fd_path, open_proc, reopen};
+pub use proc::{Activity, activity, detach_from_mounts, fd_path, open_proc, reopen};

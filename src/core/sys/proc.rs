@@ -1,4 +1,4 @@
-//! Descriptors by path: what an `O_PATH` descriptor cannot do itself goes through `/proc/self/fd`.
+//! What only procfs can do: an `O_PATH` descriptor opened once more, through `/proc/self/fd`; what a thread does.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
@@ -37,6 +37,32 @@ pub fn open_proc(path: &str) -> Result<OwnedFd> {
     })
 }
 
+/// What a thread does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Activity {
+    /// It neither runs nor waits for a processor.
+    pub asleep: bool,
+    /// How long it has run, in the ticks of proc_pid_stat(5).
+    pub ticks: u64,
+}
+
+/// What a thread does; `None` for one that cannot be seen.
+pub fn activity(thread: u32) -> Option<Activity> {
+    let mut buffer = [0; 512];
+    // The same file without `task` adds up the times of all threads of the process.
+    let len = rustix::io::read(open_proc(&format!("{thread}/task/{thread}/stat")).ok()?, &mut buffer).ok()?;
+    parse_activity(&buffer[..len])
+}
+
+/// The number, the name in parentheses (which may hold any byte), the state; the 14th and 15th are the times.
+fn parse_activity(stat: &[u8]) -> Option<Activity> {
+    let rest = std::str::from_utf8(stat.rsplit(|&byte| byte == b')').next()?).ok()?;
+    let mut fields = rest.split_ascii_whitespace();
+    let asleep = fields.next()? != "R";
+    let mut ticks = fields.skip(10).map(str::parse::<u64>);
+    Some(Activity { asleep, ticks: ticks.next()?.ok()? + ticks.next()?.ok()? })
+}
+
 /// A path that leads to what `fd` has open, for system calls that follow symbolic links.
 pub fn fd_path(fd: BorrowedFd<'_>) -> String {
     if PROC.get().is_some() {
@@ -53,4 +79,29 @@ pub fn fd_path(fd: BorrowedFd<'_>) -> String {
 pub fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd> {
     let path = fd_path(fd.as_fd());
     Ok(openat(rustix::fs::CWD, path, (flags | OFlags::CLOEXEC) - OFlags::NOFOLLOW, Mode::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_thread_does_not_matter_to_what_it_does() {
+        let stat =
+            |name: &str, state| format!("7 ({name}) {state} 1 7 7 0 -1 4194304 5 0 0 0 30 12 0 0 20 0 1");
+        let expected = |asleep| Some(Activity { asleep, ticks: 42 });
+        assert_eq!(parse_activity(stat("cat", 'R').as_bytes()), expected(false));
+        assert_eq!(parse_activity(stat("a) R (b", 'S').as_bytes()), expected(true));
+        assert_eq!(parse_activity(b"7 (cat) R 1 7"), None);
+        assert_eq!(parse_activity(b""), None);
+    }
+
+    #[test]
+    fn a_thread_sees_itself_run() {
+        let this = rustix::thread::gettid().as_raw_pid().cast_unsigned();
+        let before = activity(this).unwrap();
+        assert!(!before.asleep);
+        while activity(this).unwrap().ticks == before.ticks {}
+        assert_eq!(activity(u32::MAX), None);
+    }
 }
