@@ -23,6 +23,9 @@ const PAGE: u64 = 4096;
 const LARGEST: u64 = 8 << 20;
 const READ: usize = 512 << 10;
 const CHILD_FILE: &str = "SPLICEFS_STORM_MAPPED_FILE";
+/// What a mapped reader writes for each read: it may die at any moment, and the test harness writes too.
+const MARK_RIGHT: u8 = b'+';
+const MARK_CLEARED: u8 = b'#';
 
 /// How long a storm lasts. It ends by time because it looks for races, not for a result.
 fn duration() -> Duration {
@@ -81,12 +84,31 @@ fn judge(bytes: &[u8], offset: u64, edges: Edges) -> Verdict {
     verdict
 }
 
+/// The ways a file is read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum How {
+    Buffered,
+    Direct,
+    Sendfile,
+    Mapped,
+}
+
+impl How {
+    const ALL: [Self; 4] = [Self::Buffered, Self::Direct, Self::Sendfile, Self::Mapped];
+}
+
+/// What the readers of one way saw.
+#[derive(Default)]
+struct Seen {
+    reads: AtomicU64,
+    cleared: AtomicU64,
+}
+
 struct Storm {
     edges: Edges,
     stop: AtomicBool,
     bytes_read: AtomicU64,
-    reads: AtomicU64,
-    cleared: AtomicU64,
+    seen: [Seen; How::ALL.len()],
     changes: AtomicU64,
 }
 
@@ -95,18 +117,23 @@ impl Storm {
         !self.stop.load(Ordering::Relaxed)
     }
 
-    fn judge(&self, how: &str, bytes: &[u8], offset: u64) {
+    fn judge(&self, how: How, bytes: &[u8], offset: u64) {
         let verdict = judge(bytes, offset, self.edges);
         let difference = first_difference(bytes, offset);
         assert!(
             verdict != Verdict::Wrong,
-            "{how}: a read of {} at {offset} differs at {difference:?}: {:?}",
+            "{how:?}: a read of {} at {offset} differs at {difference:?}: {:?}",
             bytes.len(),
             difference.map(|at| &bytes[at..bytes.len().min(at + 32)])
         );
         self.bytes_read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        self.cleared.fetch_add(u64::from(verdict == Verdict::Cleared), Ordering::Relaxed);
+        self.count(how, 1, u64::from(verdict == Verdict::Cleared));
+    }
+
+    fn count(&self, how: How, reads: u64, cleared: u64) {
+        let seen = &self.seen[how as usize];
+        seen.reads.fetch_add(reads, Ordering::Relaxed);
+        seen.cleared.fetch_add(cleared, Ordering::Relaxed);
     }
 
     fn write(&self, path: &Path) {
@@ -116,7 +143,10 @@ impl Storm {
         let round = |value: u64| if self.edges == Edges::Aligned { value / PAGE * PAGE } else { value };
         while self.goes_on() {
             let room = LARGEST - length;
-            if room < PAGE || random.below(3) == 0 {
+            if random.below(64) == 0 {
+                length = 0;
+                drop(open(path, OFlags::WRONLY | OFlags::TRUNC, 0).expect("open with O_TRUNC"));
+            } else if room < PAGE || random.below(3) == 0 {
                 length = round(length - random.below(length.min(1 << 20)));
                 file.set_len(length).expect("truncate");
             } else {
@@ -136,7 +166,7 @@ impl Storm {
             let offset = random.below(LARGEST);
             let length = 1 + usize::try_from(random.below(READ as u64 - 1)).expect("a small length");
             let got = file.read_at(&mut buffer[..length], offset).expect("read");
-            self.judge("buffered", &buffer[..got], offset);
+            self.judge(How::Buffered, &buffer[..got], offset);
             if random.below(16) == 0 {
                 drop_file_cache(&file);
             }
@@ -150,7 +180,7 @@ impl Storm {
         while self.goes_on() {
             let offset = random.below(LARGEST) / PAGE * PAGE;
             let got = file.read_at(buffer, offset).expect("direct read");
-            self.judge("direct", &buffer[..got], offset);
+            self.judge(How::Direct, &buffer[..got], offset);
         }
     }
 
@@ -166,7 +196,7 @@ impl Storm {
             while done < sent {
                 done += rustix::io::read(&reader, &mut buffer[done..sent]).expect("reading the pipe");
             }
-            self.judge("sendfile", &buffer[..sent], start);
+            self.judge(How::Sendfile, &buffer[..sent], start);
         }
     }
 
@@ -174,15 +204,18 @@ impl Storm {
     fn read_mapped(&self, path: &Path) {
         let program = std::env::current_exe().expect("the test program");
         while self.goes_on() {
-            let mut child = Command::new(&program)
+            let output = Command::new(&program)
                 .args(["--exact", "storm::mapped_reader", "--nocapture"])
                 .env(CHILD_FILE, path)
-                .stdout(Stdio::null())
-                .spawn()
-                .expect("starting a reader");
-            let status = child.wait().expect("waiting for a reader");
+                .stderr(Stdio::inherit())
+                .output()
+                .expect("running a reader");
+            let status = output.status;
             let bus = status.signal() == Some(libc::SIGBUS);
             assert!(status.success() || bus, "the mapped reader ended with {status}");
+            let verdicts = |mark| output.stdout.iter().filter(|&&byte| byte == mark).count() as u64;
+            let (right, cleared) = (verdicts(MARK_RIGHT), verdicts(MARK_CLEARED));
+            self.count(How::Mapped, right + cleared, cleared);
         }
     }
 }
@@ -204,7 +237,15 @@ fn mapped_reader() {
         // The rest of the last page is zero in a mapping, whatever its edges.
         let verdict = judge(&buffer[..room], offset, Edges::Any);
         assert!(verdict != Verdict::Wrong, "mapped: wrong bytes at {offset}");
+        let mark = if verdict == Verdict::Cleared { MARK_CLEARED } else { MARK_RIGHT };
+        rustix::io::write(std::io::stdout(), &[mark]).expect("write a mark");
     }
+}
+
+/// How many of so many reads may see cleared pages: natively up to 10 of a million do, most by sendfile(2) and through
+/// mappings. Where the daemon does not wait for the kernel to know the new size, it is 500 (src/vfs/length.rs).
+fn tolerated(reads: u64) -> u64 {
+    20 + reads * 20 / 1_000_000
 }
 
 fn storm(options: &str, edges: Edges) {
@@ -216,8 +257,8 @@ fn storm(options: &str, edges: Edges) {
     fs::write(builder.source().join("file"), fill(0, 4 << 20)).expect("write");
     let mount = builder.start();
     let path = mount.point().join("file");
-    let (bytes_read, reads, cleared, changes) = (0.into(), 0.into(), 0.into(), 0.into());
-    let storm = Storm { edges, stop: false.into(), bytes_read, reads, cleared, changes };
+    let (bytes_read, changes) = (0.into(), 0.into());
+    let storm = Storm { edges, stop: false.into(), bytes_read, seen: Default::default(), changes };
     thread::scope(|scope| {
         let threads = [
             scope.spawn(|| storm.write(&path)),
@@ -234,12 +275,17 @@ fn storm(options: &str, edges: Edges) {
         storm.stop.store(true, Ordering::Relaxed);
     });
     let (bytes, changes) = (storm.bytes_read.into_inner(), storm.changes.into_inner());
-    let (reads, cleared) = (storm.reads.into_inner(), storm.cleared.into_inner());
-    eprintln!(
-        "{options} {edges:?}: {reads} reads of {bytes} bytes, {cleared} with cleared pages, {changes} changes"
-    );
-    // A race that is lost now and then is the kernel's; one that is lost often would be ours.
-    assert!(cleared * 100 < reads + 1000, "{cleared} of {reads} reads saw cleared pages");
+    let mut all = (0, 0);
+    let mut summary =
+        format!("{options} {edges:?}: {bytes} bytes read, {changes} changes; reads with cleared pages:");
+    for (how, seen) in How::ALL.into_iter().zip(storm.seen) {
+        let (reads, cleared) = (seen.reads.into_inner(), seen.cleared.into_inner());
+        all = (all.0 + reads, all.1 + cleared);
+        summary.push_str(&format!(" {how:?} {cleared} of {reads}"));
+    }
+    eprintln!("{summary}");
+    let (reads, cleared) = all;
+    assert!(cleared <= tolerated(reads), "{cleared} of {reads} reads saw cleared pages");
     assert!(bytes > 1 << 20 && changes > 20, "too little happened: {bytes} bytes read, {changes} changes");
     // The calm after it: both views hold the same whole pattern.
     let (above, below) =
