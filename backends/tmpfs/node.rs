@@ -76,12 +76,13 @@ impl Meta {
         xattr::remove_capabilities(self, store);
     }
 
-    /// Clears the setuid bit, and the setgid bit too where it is not the mark of mandatory locking or `caller` is not in
-    /// the group (`setattr_should_drop_suidgid` in fs/attr.c).
+    /// Clears the setuid bit, and the setgid bit too where the group may execute the file, or else `caller` has no right to
+    /// it: is not in the group and has no CAP_FSETID (`setattr_should_drop_sgid` in fs/attr.c).
     pub(crate) fn drop_setid(&mut self, caller: &Caller) {
         self.mode &= !libc::S_ISUID;
         let setgid = self.mode & libc::S_ISGID != 0;
-        if setgid && (self.mode & libc::S_IXGRP != 0 || !caller.in_group(self.gid)) {
+        let keeps = caller.fsetid || caller.in_group(self.gid);
+        if setgid && (self.mode & libc::S_IXGRP != 0 || !keeps) {
             self.mode &= !libc::S_ISGID;
         }
     }

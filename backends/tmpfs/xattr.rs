@@ -41,11 +41,17 @@ impl Attributes {
 }
 
 /// Whether the file system has attributes of this name (`shmem_xattr_handlers` in mm/shmem.c).
-fn is_kept(name: &CStr) -> bool {
+///
+/// # Errors
+/// `EINVAL` for a class alone, `EOPNOTSUPP` for a name of no known class (`xattr_resolve_name` in fs/xattr.c).
+fn check_name(name: &CStr) -> Result<()> {
     let name = name.to_bytes();
-    [&b"user."[..], b"trusted.", b"security."]
-        .iter()
-        .any(|prefix| name.len() > prefix.len() && name.starts_with(prefix))
+    let classes = [&b"user."[..], b"trusted.", b"security."];
+    match classes.iter().find_map(|class| name.strip_prefix(*class)) {
+        Some(b"") => Err(Errno::EINVAL.into()),
+        Some(_) => Ok(()),
+        None => Err(Errno::EOPNOTSUPP.into()),
+    }
 }
 
 fn fits(value: Vec<u8>, limit: usize) -> Result<Vec<u8>> {
@@ -63,10 +69,9 @@ pub(crate) fn get(node: &Node, name: &CStr, limit: usize) -> Result<Vec<u8>> {
         attributes.and_then(|a| a.access.as_ref()).map(Acl::to_xattr)
     } else if name == DEFAULT {
         attributes.and_then(|a| a.default.as_ref()).map(Acl::to_xattr)
-    } else if is_kept(name) {
-        attributes.and_then(|a| a.values.get(name)).map(|value| value.to_vec())
     } else {
-        return Err(Errno::EOPNOTSUPP.into());
+        check_name(name)?;
+        attributes.and_then(|a| a.values.get(name)).map(|value| value.to_vec())
     };
     fits(value.ok_or(Errno::ENODATA)?, limit)
 }
@@ -95,9 +100,7 @@ pub(crate) fn set(node: &Arc<Node>, name: &CStr, value: &[u8], flags: XattrFlags
     if name == ACCESS || name == DEFAULT {
         return set_acl(node, name, Acl::parse(value)?, flags.kill_sgid);
     }
-    if !is_kept(name) {
-        return Err(Errno::EOPNOTSUPP.into());
-    }
+    check_name(name)?;
     let mut meta = node.meta();
     let old = meta.attributes.as_ref().and_then(|a| a.values.get(name)).map(|old| space_of(name, old));
     if flags.flags & libc::XATTR_CREATE != 0 && old.is_some() {
@@ -122,9 +125,7 @@ pub(crate) fn remove(node: &Arc<Node>, name: &CStr) -> Result<()> {
     if name == ACCESS || name == DEFAULT {
         return set_acl(node, name, None, false);
     }
-    if !is_kept(name) {
-        return Err(Errno::EOPNOTSUPP.into());
-    }
+    check_name(name)?;
     let mut meta = node.meta();
     if !remove_value(&mut meta, node.store(), name) {
         return Err(Errno::ENODATA.into());
