@@ -147,15 +147,12 @@ impl Tmpfs {
             let meta = Self::inherit(parent, caller, libc::S_IFREG | mode & 0o7777);
             self.new_node(meta, Body::File(RwLock::new(Content::new())))
         })?;
-        self.shared.orphans.born();
         let attr = node.attr();
         Ok((Entry { node: node.clone(), attr }, opened(File::new(node, flags.open))))
     }
 
-    /// Gives `node` one more name. Each name beyond the first counts as an inode, since the kernel's tmpfs counts it so
-    /// (`shmem_link`).
+    /// Gives `node` one more name.
     pub(crate) fn add_name(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name) -> Result<()> {
-        let limits = &self.shared.store.limits;
         self.shared.orphans.patiently(|| {
             let mut directory = parent.directory()?.write();
             directory.check_alive()?;
@@ -165,15 +162,7 @@ impl Tmpfs {
             if node.kind() == FileKind::Directory {
                 return Err(Errno::EPERM.into());
             }
-            let mut meta = node.meta();
-            if meta.nlink > 0 {
-                limits.take_inode()?;
-            } else {
-                self.shared.orphans.gone();
-            }
-            meta.nlink += 1;
-            meta.changed();
-            drop(meta);
+            node.gain_name()?;
             directory.add(name, node.clone());
             parent.meta().modified();
             Ok(())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use splicefs_core::{Caller, Errno, OpenFlags, ReadPlan, Result, SeekTo, Span, WriteMode};
 
 use crate::content::Content;
+use crate::life::InUse;
 use crate::node::Node;
 
 /// Data of a copy passes through a buffer of this many bytes.
@@ -16,14 +17,14 @@ const PUNCH_HOLE: u32 = libc::FALLOC_FL_PUNCH_HOLE.cast_unsigned();
 /// An open file.
 #[derive(Debug)]
 pub struct File {
-    node: Arc<Node>,
+    node: InUse,
     /// Opened with `O_NOATIME`.
     noatime: bool,
 }
 
 impl File {
     pub(crate) fn new(node: Arc<Node>, flags: OpenFlags) -> Self {
-        Self { node, noatime: flags.has(libc::O_NOATIME) }
+        Self { node: InUse::new(node), noatime: flags.has(libc::O_NOATIME) }
     }
 
     /// Type and permission bits.
@@ -157,6 +158,7 @@ impl File {
 /// Changes the length of a file. `explicit` is ftruncate(2) and `O_TRUNC`, which set the times in any case; truncate(2)
 /// sets them where the length changes (`do_truncate` in fs/open.c, `shmem_setattr`).
 pub(crate) fn set_size(node: &Arc<Node>, caller: &Caller, size: u64, explicit: bool) -> Result<()> {
+    let _in_use = InUse::new(node.clone());
     let changed = {
         let mut content: parking_lot::RwLockWriteGuard<'_, Content> = node.content()?.write();
         let before = content.size();

@@ -2,7 +2,7 @@
 //!
 //! - names and what is known of nodes: [`node`], [`dir`], `create`, `remove`, `rename`, `setattr`, `xattr`, `acl`
 //! - bytes: `content` (small files in the heap, large ones in a memfd each), handed out by `file`
-//! - room: `limits`, `store`, `orphans`
+//! - room: `limits`, `store`, `life`, `orphans`
 //!
 //! The order of locks stands at [`node::Body`]; the gate of [`Tmpfs`] comes before all of them.
 
@@ -12,6 +12,7 @@ mod content;
 mod create;
 mod dir;
 mod file;
+mod life;
 mod limits;
 mod node;
 mod options;

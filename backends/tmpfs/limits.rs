@@ -13,7 +13,7 @@ const NAME_MAX: u32 = 255;
 
 /// Something of which there is so much.
 ///
-/// Invariant: `used` is at most `max`. It is counted without a limit, too.
+/// `used` is at most `max`, but for what [`Limits::take_again`] does. It is counted without a limit, too.
 #[derive(Debug)]
 struct Account {
     max: Option<u64>,
@@ -51,7 +51,8 @@ impl Account {
     }
 }
 
-/// The limits of a mount and what is in use; exact under concurrency, and never exceeded.
+/// The limits of a mount and what is in use; exact under concurrency. What is taken never exceeds them; what had been
+/// given back too early may ([`Limits::take_again`]).
 ///
 /// Lock order: leaves; where both are held, `pages` first.
 #[derive(Debug)]
@@ -93,6 +94,13 @@ impl Limits {
         if n != 0 {
             self.pages.lock().give(n);
         }
+    }
+
+    /// Takes `pages`, an inode and `space` bytes for attributes again, which had been given back for a file that nobody
+    /// could open any more, but somebody did: beyond the limits where others have taken them meanwhile.
+    pub(crate) fn take_again(&self, pages: u64, space: u64) {
+        self.pages.lock().used += pages;
+        self.inode_space.lock().used += INODE + space;
     }
 
     /// Number of pages in use.

@@ -42,6 +42,10 @@ pub(crate) struct Meta {
     pub(crate) gid: u32,
     /// Names, and for a directory its own `.` and the `..` of each directory in it.
     pub(crate) nlink: u32,
+    /// Those who use it ([`crate::life::InUse`]).
+    pub(crate) users: u32,
+    /// Its room counts as free already ([`crate::life`]).
+    pub(crate) room_given: bool,
     pub(crate) atime: Timestamp,
     pub(crate) mtime: Timestamp,
     pub(crate) ctime: Timestamp,
@@ -53,7 +57,18 @@ impl Meta {
     /// A node made now, without a name.
     pub(crate) fn new(mode: u32, uid: u32, gid: u32) -> Self {
         let now = now();
-        Self { mode, uid, gid, nlink: 0, atime: now, mtime: now, ctime: now, attributes: None }
+        Self {
+            mode,
+            uid,
+            gid,
+            nlink: 0,
+            users: 0,
+            room_given: false,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            attributes: None,
+        }
     }
 
     /// The node changed, its contents did not.
@@ -208,20 +223,19 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let Shared { store, orphans, .. } = &*self.shared;
+        let store = &self.shared.store;
+        let room_given = self.meta.get_mut().room_given;
         match &mut self.body {
+            Body::File(content) if room_given => content.get_mut().discard(store),
             Body::File(content) => content.get_mut().clear(store),
             Body::Directory(directory) => drop_tree(directory.get_mut()),
-            Body::Symlink(_, pages) => store.limits.give_pages(*pages),
-            Body::Special(_) => {}
+            Body::Symlink(_, pages) if !room_given => store.limits.give_pages(*pages),
+            Body::Symlink(..) | Body::Special(_) => {}
         }
-        let meta = self.meta.get_mut();
-        if let Some(attributes) = &meta.attributes {
-            store.limits.give_inode_space(attributes.space());
-        }
-        store.limits.give_inode();
-        if meta.nlink == 0 {
-            orphans.gone();
+        if !room_given {
+            let attributes = &self.meta.get_mut().attributes;
+            store.limits.give_inode_space(attributes.as_ref().map_or(0, |attributes| attributes.space()));
+            store.limits.give_inode();
         }
         store.freed(WEIGHT);
         store.trim_if_due();

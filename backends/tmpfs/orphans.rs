@@ -1,18 +1,18 @@
-//! Files without a name, which take room until the kernel forgets them.
+//! Files without a name that are still open, and so take room.
 
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use splicefs_core::{Errno, Result};
 
-/// How long an operation that finds no room waits for files without a name to go. The kernel sends its FORGET right
-/// after the UNLINK, and another thread may be about to serve it; a file that is still open is not worth waiting for.
+/// How long an operation that finds no room waits for files without a name to be closed. The kernel does not wait for the
+/// answer to RELEASE, so another thread may be about to serve it; a file that stays open is not worth waiting for.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// An orphan this old is still there because somebody holds it open.
 const YOUTH: Duration = Duration::from_millis(100);
 
-/// How many nodes have no name, and when the last of them lost it.
+/// How many nodes in use have no name, and since when the last of them has none.
 #[derive(Debug, Default)]
 struct Count {
     nodes: usize,
@@ -26,7 +26,7 @@ impl Count {
     }
 }
 
-/// The nodes that have no name.
+/// The nodes that have no name and are in use.
 #[derive(Debug, Default)]
 pub(crate) struct Orphans {
     count: Mutex<Count>,
@@ -34,14 +34,14 @@ pub(crate) struct Orphans {
 }
 
 impl Orphans {
-    /// A node has lost its last name, or was made without one.
+    /// A node in use has lost its last name, or one without a name is used.
     pub(crate) fn born(&self) {
         let mut count = self.count.lock();
         count.nodes += 1;
         count.last = Some(Instant::now());
     }
 
-    /// A node without a name is gone, or has got a name.
+    /// A node without a name is no longer used, or has got a name.
     pub(crate) fn gone(&self) {
         self.count.lock().nodes -= 1;
         self.one_less.notify_all();
@@ -68,8 +68,8 @@ impl Orphans {
         result
     }
 
-    /// Waits a short while until the nodes that have just lost their names are gone, so that what statfs(2) tells after
-    /// unlink(2) is as one would expect.
+    /// Waits a short while until the nodes that have just lost their names are closed, so that what statfs(2) tells after
+    /// close(2) and unlink(2) is as one would expect.
     pub(crate) fn settle(&self) {
         let deadline = Instant::now() + PATIENCE;
         let mut count = self.count.lock();

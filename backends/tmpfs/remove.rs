@@ -19,7 +19,7 @@ impl Tmpfs {
             }
             let gone = directory.remove(name);
             if let Some(node) = &gone {
-                self.lose_name(node);
+                node.lose_name();
                 parent.meta().modified();
             }
             gone
@@ -34,34 +34,13 @@ impl Tmpfs {
             let node = directory.get(name)?;
             bury(&mut node.directory()?.write())?;
             let gone = directory.remove(name);
-            self.lose_directory(&node);
+            node.lose_directory();
             let mut of_parent = parent.meta();
             of_parent.nlink -= 1;
             of_parent.modified();
             gone
         };
         Ok(())
-    }
-
-    /// Counts one name less of what is no directory. Each name beyond the first counted as an inode
-    /// (`shmem_unlink`).
-    pub(crate) fn lose_name(&self, node: &Node) {
-        let mut meta = node.meta();
-        meta.nlink = meta.nlink.saturating_sub(1);
-        meta.changed();
-        if meta.nlink > 0 {
-            self.shared.store.limits.give_inode();
-        } else {
-            self.shared.orphans.born();
-        }
-    }
-
-    /// Counts the only name of a directory away, which has been buried.
-    pub(crate) fn lose_directory(&self, node: &Node) {
-        let mut meta = node.meta();
-        meta.nlink = 0;
-        meta.changed();
-        self.shared.orphans.born();
     }
 }
 

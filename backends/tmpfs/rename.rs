@@ -160,10 +160,10 @@ impl Rename<'_> {
         }
         if let Some(gone) = &gone {
             if is_directory(gone) {
-                self.fs.lose_directory(gone);
+                gone.lose_directory();
                 self.to.0.meta().nlink -= 1;
             } else {
-                self.fs.lose_name(gone);
+                gone.lose_name();
             }
         }
         self.done();

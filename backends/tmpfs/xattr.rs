@@ -7,6 +7,7 @@ use std::sync::Arc;
 use splicefs_core::{Errno, FileKind, Result, XattrFlags};
 
 use crate::acl::Acl;
+use crate::life::InUse;
 use crate::node::{Meta, Node};
 use crate::store::Store;
 
@@ -101,6 +102,7 @@ pub(crate) fn set(node: &Arc<Node>, name: &CStr, value: &[u8], flags: XattrFlags
         return set_acl(node, name, Acl::parse(value)?, flags.kill_sgid);
     }
     check_name(name)?;
+    let _in_use = InUse::new(node.clone());
     let mut meta = node.meta();
     let old = meta.attributes.as_ref().and_then(|a| a.values.get(name)).map(|old| space_of(name, old));
     if flags.flags & libc::XATTR_CREATE != 0 && old.is_some() {
@@ -126,6 +128,7 @@ pub(crate) fn remove(node: &Arc<Node>, name: &CStr) -> Result<()> {
         return set_acl(node, name, None, false);
     }
     check_name(name)?;
+    let _in_use = InUse::new(node.clone());
     let mut meta = node.meta();
     if !remove_value(&mut meta, node.store(), name) {
         return Err(Errno::ENODATA.into());

@@ -15,7 +15,6 @@ const MAX_BACKGROUND: u16 = 64;
 const WANTED: &[InitFlags] = &[
     // READ requests are answered in any order.
     InitFlags::FUSE_ASYNC_READ,
-    InitFlags::FUSE_ASYNC_DIO,
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_MAX_PAGES,
     // OPEN truncates (vfs::files).
@@ -35,8 +34,9 @@ const WANTED: &[InitFlags] = &[
     InitFlags::FUSE_HAS_IOCTL_DIR,
 ];
 /// For files that others change too: that is noticed by their times and size.
-const WANTED_OF_SHARED: &[InitFlags] = &[InitFlags::FUSE_AUTO_INVAL_DATA];
-/// For files that the kernel alone changes.
+const WANTED_OF_SHARED: &[InitFlags] = &[InitFlags::FUSE_AUTO_INVAL_DATA, InitFlags::FUSE_ASYNC_DIO];
+/// For files that the kernel alone changes. Not FUSE_ASYNC_DIO: a direct write that completes later leaves what a reader has put into
+/// the page cache meanwhile, and nothing else would ever drop it (xfstests generic/451).
 const WANTED_OF_EXCLUSIVE: &[InitFlags] = &[InitFlags::FUSE_CACHE_SYMLINKS];
 /// Without these we would misread requests or misjudge permissions: Linux 5.14 and later has them all.
 const NEEDED: &[InitFlags] = &[

@@ -197,10 +197,14 @@ impl Content {
 
     /// Gives everything back and leaves an empty file.
     pub(crate) fn clear(&mut self, store: &Store) {
-        let taken = self.pages();
+        store.limits.give_pages(self.pages());
+        self.discard(store);
+    }
+
+    /// Leaves an empty file, whose pages were given back before.
+    pub(crate) fn discard(&mut self, store: &Store) {
         self.tier.clear(store);
         self.size = 0;
-        store.limits.give_pages(taken);
     }
 
     /// After pages of the file, which took `taken` of them, were freed.
