@@ -13,6 +13,7 @@ use splicefs_core::{
 };
 
 use crate::dir::{DOT, DOT_DOT};
+use crate::life::InUse;
 use crate::node::Body;
 use crate::options::Resize;
 use crate::{Dir, File, Node, Tmpfs, file, opened, setattr, xattr};
@@ -175,7 +176,7 @@ impl Backend for Tmpfs {
 
     fn opendir(&self, node: &Arc<Node>) -> Result<Dir> {
         let end = AtomicU64::new(node.directory()?.read().end());
-        Ok(Dir { node: node.clone(), end })
+        Ok(Dir { node: InUse::new(node.clone()), end })
     }
 
     fn read_dir(&self, dir: &Dir, from: Cookie, _hint: usize, sink: &mut DirSink<'_>) -> Result<()> {

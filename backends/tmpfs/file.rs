@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use splicefs_core::{Caller, Errno, OpenFlags, ReadPlan, Result, SeekTo, Span, WriteMode};
 
-use crate::content::Content;
 use crate::life::InUse;
 use crate::node::Node;
 
@@ -156,21 +155,27 @@ impl File {
 }
 
 /// Changes the length of a file. `explicit` is ftruncate(2) and `O_TRUNC`, which set the times in any case; truncate(2)
-/// sets them where the length changes (`do_truncate` in fs/open.c, `shmem_setattr`).
+/// sets them where the length changes or there are pages that could be cut off (`do_truncate` in fs/open.c,
+/// `shmem_setattr` and `shmem_truncate_range` in mm/shmem.c).
 pub(crate) fn set_size(node: &Arc<Node>, caller: &Caller, size: u64, explicit: bool) -> Result<()> {
-    let _in_use = InUse::new(node.clone());
+    let in_use = InUse::new(node.clone());
     let changed = {
-        let mut content: parking_lot::RwLockWriteGuard<'_, Content> = node.content()?.write();
-        let before = content.size();
+        let mut content = node.content()?.write();
+        let (before, pages) = (content.size(), content.pages());
         content.truncate(node.store(), size)?;
-        before != size
+        before != size || pages > 0
     };
     let mut meta = node.meta();
+    let mode = meta.mode;
     meta.remove_privileges(caller, node.store());
     if changed || explicit {
         meta.modified();
+    } else if meta.mode != mode && meta.attributes.as_ref().is_some_and(|a| a.access.is_some()) {
+        // The ACL is set anew with the mode, and that is a change of the node (`posix_acl_chmod`).
+        meta.changed();
     }
     drop(meta);
+    drop(in_use);
     node.store().trim_if_due();
     Ok(())
 }

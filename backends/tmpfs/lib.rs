@@ -34,6 +34,7 @@ use splicefs_core::{NodeId, Opened, Result};
 
 use dir::Directory;
 pub use file::File;
+use life::InUse;
 pub use node::Node;
 use node::{Body, Meta, Shared};
 pub use options::{Atime, DEFAULT_MODE, Limit, Options, PAGE_BYTES, Resize};
@@ -55,7 +56,7 @@ pub struct Tmpfs {
 /// An open directory.
 #[derive(Debug)]
 pub struct Dir {
-    node: Arc<Node>,
+    node: InUse,
     /// Entries from this position on came after the directory was opened or rewound. They are not listed, or a program
     /// that renames every entry it meets would never come to the end.
     end: AtomicU64,

@@ -59,10 +59,8 @@ impl Node {
             if meta.nlink > 0 {
                 // Each name beyond the first counts as an inode (`shmem_unlink`).
                 self.store().limits.give_inode();
-            } else if meta.users > 0 {
-                self.shared().orphans.born();
             } else {
-                self.give_room(meta, pages);
+                self.lost_last_name(meta, pages);
             }
         });
     }
@@ -72,7 +70,15 @@ impl Node {
         let mut meta = self.meta();
         meta.nlink = 0;
         meta.changed();
-        self.give_room(&mut meta, 0);
+        self.lost_last_name(&mut meta, 0);
+    }
+
+    fn lost_last_name(&self, meta: &mut Meta, pages: u64) {
+        if meta.users > 0 {
+            self.shared().orphans.born();
+        } else {
+            self.give_room(meta, pages);
+        }
     }
 
     /// Gives a name to what is no directory. A name beyond the first counts as an inode, since the kernel's tmpfs counts

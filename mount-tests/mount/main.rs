@@ -17,4 +17,5 @@ mod reads;
 mod regressions;
 mod special;
 mod storm;
+mod tmpfs;
 mod user;

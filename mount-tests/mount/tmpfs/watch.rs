@@ -1,0 +1,160 @@
+//! What a step did to the nodes that it names: their attributes, and which of their times it changed.
+//!
+//! The kernel's tmpfs has multigrain times: once somebody has looked at a time, the next change gives a later one,
+//! within a tick of the clock as well. So looking before each step makes each change visible, and a daemon must take
+//! its times from a fine clock to agree. One exception: linking and unlinking give the directory the time of the node
+//! (`shmem_unlink` and its like), which need not be a new one for the directory, for as long as a tick.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Debug};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::Stat;
+use rustix::io::Errno;
+
+use super::op::{Op, Step};
+use super::run::{Side, describe};
+
+type Instant = (i64, u64);
+
+/// A node as one of its names shows it. The parent of a name is looked at too.
+pub(crate) struct Seen {
+    pub(crate) label: String,
+    pub(crate) node: Result<Stat, Errno>,
+}
+
+impl Seen {
+    pub(crate) fn text(&self) -> String {
+        match &self.node {
+            Ok(stat) => describe(stat),
+            Err(errno) => format!("{errno:?}"),
+        }
+    }
+}
+
+/// Whether a time changed during a step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Change {
+    Yes,
+    No,
+    /// The node was not seen before, or the kernel may have set a time to what it was.
+    Unknown,
+}
+
+impl Debug for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Yes => "changed",
+            Self::No => "unchanged",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+impl Change {
+    fn agrees(self, other: Self) -> bool {
+        self == other || self == Self::Unknown || other == Self::Unknown
+    }
+}
+
+/// Longer than a tick of the coarse clock.
+pub(crate) const TICK: Duration = Duration::from_millis(11);
+
+/// A moment that the times of what is made from now on are not before: coarse clocks are late by up to a tick.
+pub(crate) fn now() -> Instant {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970") - TICK;
+    (i64::try_from(now.as_secs()).unwrap_or(0), u64::from(now.subsec_nanos()))
+}
+
+/// Looks at every name and descriptor of the step, as root.
+pub(crate) fn look(side: &Side, step: &Step) -> Vec<Seen> {
+    let mut seen = Vec::new();
+    for at in step.op.paths() {
+        let path = side.path(at);
+        seen.push(Seen { label: format!("{at:?}"), node: rustix::fs::lstat(&path) });
+        // A new link leads to a node that may be old, and was not looked at before.
+        if !matches!(step.op, Op::Symlink(..)) {
+            seen.push(Seen { label: format!("{at:?} followed"), node: rustix::fs::stat(&path) });
+        }
+        let parent = at.parent();
+        seen.push(Seen { label: format!("{parent:?}"), node: rustix::fs::stat(side.path(&parent)) });
+    }
+    for slot in step.op.slots() {
+        let node = side.slot(slot).and_then(rustix::fs::fstat);
+        seen.push(Seen { label: format!("descriptor {slot}"), node });
+    }
+    seen
+}
+
+/// Modification and change of one node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Changes {
+    pub(crate) modified: Change,
+    pub(crate) changed: Change,
+}
+
+fn modified(stat: &Stat) -> Instant {
+    (stat.st_mtime, stat.st_mtime_nsec)
+}
+
+fn changed(stat: &Stat) -> Instant {
+    (stat.st_ctime, stat.st_ctime_nsec)
+}
+
+impl Changes {
+    pub(crate) fn agree(&self, other: &Self) -> bool {
+        self.modified.agrees(other.modified) && self.changed.agrees(other.changed)
+    }
+}
+
+/// How a step treats times.
+struct Manner {
+    start: Instant,
+    /// What it names is made by it.
+    makes: bool,
+    /// As [`lends_times`] says.
+    lends: bool,
+}
+
+impl Manner {
+    fn change(&self, before: Option<Instant>, after: Instant) -> Change {
+        match before {
+            Some(before) if before != after => Change::Yes,
+            Some(_) if self.lends && after >= self.start => Change::Unknown,
+            Some(_) => Change::No,
+            None if self.makes && after >= self.start => Change::Yes,
+            None if self.makes => Change::No,
+            None => Change::Unknown,
+        }
+    }
+}
+
+/// Whether the kernel gives a directory the time of a node here (`shmem_unlink`, `shmem_link`).
+pub(crate) fn lends_times(step: &Step) -> bool {
+    matches!(
+        step.op,
+        Op::Link { .. } | Op::LinkOpen { .. } | Op::Unlink(_) | Op::Rmdir(_) | Op::Rename { .. }
+    )
+}
+
+/// Which times of which nodes a step that began at `start` changed. Nodes are told apart by number, not by name.
+/// One answer for each of `after`.
+pub(crate) fn changes(before: &[Seen], after: &[Seen], start: Instant, step: &Step) -> Vec<Changes> {
+    let old: BTreeMap<u64, &Stat> =
+        before.iter().filter_map(|seen| seen.node.as_ref().ok()).map(|stat| (stat.st_ino, stat)).collect();
+    let manner = Manner {
+        start,
+        // Or it fails; an open may lead elsewhere.
+        makes: matches!(step.op, Op::Mkdir(..) | Op::Mknod(..) | Op::Symlink(..)),
+        lends: lends_times(step),
+    };
+    let of = |stat: &Stat| {
+        let old = old.get(&stat.st_ino);
+        Changes {
+            modified: manner.change(old.map(|old| modified(old)), modified(stat)),
+            changed: manner.change(old.map(|old| changed(old)), changed(stat)),
+        }
+    };
+    let nowhere = Changes { modified: Change::Unknown, changed: Change::Unknown };
+    after.iter().map(|seen| seen.node.as_ref().map_or(nowhere, of)).collect()
+}
