@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::os::fd::AsFd;
 
 use parking_lot::RwLock;
-use rustix::fs::fstatfs;
+use rustix::fs::{Statx, fstatfs};
 use splicefs_core::Result;
+
+use crate::stat::{self, Identity};
 
 /// How far the sizes and the birth times of a file system's files can be believed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,6 +98,13 @@ impl FsClasses {
         let class = FsClass::of_magic(magic);
         self.0.write().insert(on, class);
         Ok(class)
+    }
+
+    /// What tells the file of `st` apart; `open` gives a descriptor on its file system when that is new. On overlayfs the
+    /// birth time is the layer's, and another after copy-up.
+    pub(crate) fn identity<F: AsFd>(&self, st: &Statx, open: impl FnOnce() -> Result<F>) -> Result<Identity> {
+        let class = self.get((st.stx_mnt_id, stat::device(st)), open)?;
+        Ok(Identity::of(st, class != FsClass::Overlay))
     }
 }
 

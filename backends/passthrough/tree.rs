@@ -76,7 +76,9 @@ impl Tree {
         let fd = Arc::new(open_directory(source)?);
         let st = stat::of_fd(&fd)?;
         let nodes = Nodes::new();
-        let root = nodes.intern(Identity::of(&st, true), || Place::Pinned(fd));
+        let classes = FsClasses::default();
+        let identity = classes.identity(&st, || Ok(fd.clone()))?;
+        let root = nodes.intern(identity, || Place::Pinned(fd));
         let covered = mount_point.map(Covered::open).transpose()?.flatten();
         let root_dev = stat::device(&st);
         Ok(Arc::new(Self {
@@ -84,7 +86,7 @@ impl Tree {
             root,
             root_dev,
             covered,
-            classes: FsClasses::default(),
+            classes,
             block_devices_as_files,
             sizes: block_devices_as_files.then(|| open_directory(Path::new("/sys/dev/block"))).transpose()?,
             rename_gate: RwLock::new(()),
@@ -105,8 +107,9 @@ impl Tree {
         let dir = self.descriptor(parent)?;
         if let Some(fd) = self.covered_by_the_mount(parent, &dir, name)? {
             let st = stat::of_fd(&fd)?;
-            let node =
-                self.nodes.intern(self.identity(&st, || Ok(fd.clone()))?, || Place::Pinned(fd.clone()));
+            let node = self
+                .nodes
+                .intern(self.classes.identity(&st, || Ok(fd.clone()))?, || Place::Pinned(fd.clone()));
             return Ok(Entry { attr: self.attr(&st), node });
         }
         // From the look to the note of it, no rename may come in between.
@@ -123,7 +126,8 @@ impl Tree {
         dir: &OwnedFd,
         st: &Statx,
     ) -> Result<Entry<Node>> {
-        let identity = self.identity(st, || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty()))?;
+        let identity =
+            self.classes.identity(st, || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty()))?;
         let node = self.nodes.intern(identity, || Place::At(parent.clone(), name.clone()));
         self.settle(&node, parent, name);
         Ok(Entry { attr: self.attr(st), node })
@@ -134,7 +138,7 @@ impl Tree {
         // Where this fails, what is to be done under the name fails as well, and says why.
         let st = stat::of_name(dir.as_fd(), name.as_c_str()).ok()?;
         let open = || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty());
-        let identity = self.identity(&st, open).ok()?;
+        let identity = self.classes.identity(&st, open).ok()?;
         Some((self.nodes.find(&identity)?, st))
     }
 
@@ -161,11 +165,6 @@ impl Tree {
         }
         let st = stat::of_fd(dir)?;
         Ok(((stat::device(&st), st.stx_ino) == covered.parent).then(|| covered.fd.clone()))
-    }
-
-    fn identity<F: AsFd>(&self, st: &Statx, open: impl FnOnce() -> Result<F>) -> Result<Identity> {
-        let class = self.classes.get((st.stx_mnt_id, stat::device(st)), open)?;
-        Ok(Identity::of(st, class != FsClass::Overlay))
     }
 
     /// Whether `st`, read from where `node` should be, is that node's.
