@@ -190,9 +190,12 @@ fn log_error(opcode: Opcode, request: &Request<'_>, error: &Error) {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use proptest::prelude::*;
     use splicefs_core::sys;
-    use splicefs_passthrough::{Options, Passthrough};
+    use splicefs_passthrough::Passthrough;
+    use splicefs_tmpfs::{Resize, Tmpfs};
 
     use super::*;
     use crate::reply::{Counters, Policy, ZeroSource};
@@ -207,23 +210,33 @@ mod tests {
         assert!(error.to_string().contains("of all things"), "{error}");
     }
 
-    /// A worker on an empty directory, whose replies go nowhere.
-    fn worker(source: &std::path::Path) -> Worker<Passthrough> {
-        let options = Options {
+    fn passthrough(source: &std::path::Path) -> Passthrough {
+        Passthrough::new(&splicefs_passthrough::Options {
             source: source.to_owned(),
             mount_point: None,
             noatime: false,
             block_devices_as_files: false,
-        };
+        })
+        .unwrap()
+    }
+
+    /// With limits that requests can meet.
+    fn tmpfs() -> Tmpfs {
+        let limits = Resize { pages: Some(NonZeroU64::new(64)), inodes: Some(NonZeroU64::new(50)) };
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        Tmpfs::new(&splicefs_tmpfs::Options::new(limits, uid, gid)).unwrap()
+    }
+
+    /// A worker on `backend`, whose replies go nowhere.
+    fn worker<B: Backend>(backend: B) -> Worker<B> {
         let nowhere = std::fs::OpenOptions::new().write(true).open("/dev/null").unwrap();
         let port = Arc::new(Port::new(nowhere.into()));
         let counters = Arc::new(Counters::default());
         let splice = SpliceState { mode: "auto".into(), serving: true, why: String::new() };
-        let caching = Caching::new(splicefs_core::Ownership::Shared, None, None);
+        let caching = Caching::new(B::OWNERSHIP, None, None);
         let access = Access { owner: 0, owner_and_root_only: false };
         let stats = Stats::new(splice, counters.clone());
-        let vfs =
-            Vfs::new(Passthrough::new(&options).unwrap(), caching, access, stats, port.clone()).unwrap();
+        let vfs = Vfs::new(backend, caching, access, stats, port.clone()).unwrap();
         let policy = Policy { splice: true, splice_min: 1 };
         let engine = Engine::new(policy, Arc::new(ZeroSource::new().unwrap()), PAGE, counters).unwrap();
         Worker { vfs: Arc::new(vfs), port, engine, out: Vec::new(), max_read: PAGE }
@@ -245,28 +258,43 @@ mod tests {
         bytes
     }
 
+    /// An operation, a node and a body of a request.
+    type Sketch = (u32, u64, Vec<u8>);
+
+    fn sketches() -> impl Strategy<Value = Vec<Sketch>> {
+        proptest::collection::vec((1u32..60, 0u64..5, proptest::collection::vec(any::<u8>(), 0..160)), 1..12)
+    }
+
+    fn survives(backend: impl Backend, requests: &[Sketch]) -> std::result::Result<(), TestCaseError> {
+        let mut worker = worker(backend);
+        for (opcode, nodeid, body) in requests {
+            let message = message(*opcode, *nodeid, body);
+            let mut request = Request::parse(&message).unwrap();
+            if let Some(opcode) = request.opcode() {
+                // Not `handle`, which would catch the panic.
+                if let Err(e) = worker.admit_and_dispatch(opcode, &mut request) {
+                    prop_assert!((1..512).contains(&e.errno().raw()));
+                }
+            }
+        }
+        prop_assert!(!sys::creds::is_tainted());
+        Ok(())
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
         /// Whatever a request holds, it is answered and no handler panics. Names of files are among the bytes; what
         /// they make is made in a directory of its own.
         #[test]
-        fn no_request_makes_a_handler_panic(
-            requests in proptest::collection::vec((1u32..60, 0u64..5, proptest::collection::vec(any::<u8>(), 0..160)), 1..12),
-        ) {
+        fn no_request_makes_a_handler_panic(requests in sketches()) {
             let source = tempfile::tempdir().unwrap();
-            let mut worker = worker(source.path());
-            for (opcode, nodeid, body) in &requests {
-                let message = message(*opcode, *nodeid, body);
-                let mut request = Request::parse(&message).unwrap();
-                if let Some(opcode) = request.opcode() {
-                    // Not `handle`, which would catch the panic.
-                    if let Err(e) = worker.admit_and_dispatch(opcode, &mut request) {
-                        prop_assert!((1..512).contains(&e.errno().raw()));
-                    }
-                }
-            }
-            prop_assert!(!sys::creds::is_tainted());
+            survives(passthrough(source.path()), &requests)?;
+        }
+
+        #[test]
+        fn no_request_makes_a_handler_of_tmpfs_panic(requests in sketches()) {
+            survives(tmpfs(), &requests)?;
         }
     }
 }

@@ -6,11 +6,16 @@
 mod differential;
 mod generate;
 mod holes;
+mod killed;
 mod known;
+mod limits;
 mod mapping;
+mod memory;
 mod mounts;
+mod observed;
 mod op;
 mod run;
+mod sparse;
 mod tree;
 mod watch;
 
