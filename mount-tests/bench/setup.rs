@@ -17,16 +17,32 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
-    fn new(source: &Path, point: PathBuf, options: &str) -> Result<Self, Box<dyn Error>> {
-        fs::create_dir(&point)?;
-        // The parent exits once the mount serves.
+    fn passthrough(source: &Path, point: PathBuf, options: &str) -> Result<Self, Box<dyn Error>> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_splicefs"));
         command.arg("passthrough").arg(source).arg(&point).args(["-o", options]);
+        Self::start(command, point)
+    }
+
+    /// An empty file system in memory.
+    pub(crate) fn tmpfs(point: PathBuf) -> Result<Self, Box<dyn Error>> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_splicefs"));
+        command.arg("tmpfs").arg(&point).args(["-o", "allow_other"]);
+        Self::start(command, point)
+    }
+
+    /// Makes the mount point. The command exits once the mount serves.
+    fn start(mut command: Command, point: PathBuf) -> Result<Self, Box<dyn Error>> {
+        fs::create_dir(&point)?;
         let status = command.status()?;
         if !status.success() {
-            return Err(format!("mounting with {options}: {status}").into());
+            return Err(format!("{command:?}: {status}").into());
         }
         Ok(Self { point })
+    }
+
+    /// The mount point.
+    pub(crate) fn point(&self) -> &Path {
+        &self.point
     }
 
     /// The file that is read, below this mount.
@@ -44,6 +60,11 @@ impl Drop for Mounted {
     }
 }
 
+/// Where benchmarks make their directories.
+pub(crate) fn base() -> PathBuf {
+    std::env::var_os("SPLICEFS_BENCH_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from)
+}
+
 /// A file in the page cache, seen through two mounts.
 pub(crate) struct Setup {
     pub(crate) spliced: Mounted,
@@ -55,9 +76,7 @@ pub(crate) struct Setup {
 impl Setup {
     /// A source with one file of `size` bytes, mounted with `on_options` and with splice off.
     pub(crate) fn new(size: usize, on_options: &str) -> Result<Self, Box<dyn Error>> {
-        let base =
-            std::env::var_os("SPLICEFS_BENCH_DIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
-        let dir = tempfile::Builder::new().prefix("splicefs-bench-").tempdir_in(base)?;
+        let dir = tempfile::Builder::new().prefix("splicefs-bench-").tempdir_in(base())?;
         let source = dir.path().join("src");
         fs::create_dir(&source)?;
         let mut file = fs::File::create(source.join("data"))?;
@@ -66,8 +85,8 @@ impl Setup {
             file.write_all(&block)?;
         }
         file.sync_all()?;
-        let spliced = Mounted::new(&source, dir.path().join("on"), on_options)?;
-        let copied = Mounted::new(&source, dir.path().join("off"), "splice=off")?;
+        let spliced = Mounted::passthrough(&source, dir.path().join("on"), on_options)?;
+        let copied = Mounted::passthrough(&source, dir.path().join("off"), "splice=off")?;
         Ok(Self { spliced, copied, _dir: dir })
     }
 }
