@@ -194,14 +194,23 @@ fn a_tree_deeper_than_a_stack_goes_without_a_fall() {
     drop(fs);
 }
 
+fn numbered(n: u64) -> Name {
+    Name::new(n.to_string().as_bytes()).unwrap()
+}
+
+/// A file system whose root holds the files 0 to 99, made in this order.
+fn hundred_files() -> Tmpfs {
+    let fs = fs();
+    for n in 0..100 {
+        fs.make(&Caller::DAEMON, &fs.root(), &numbered(n), Make::Node(0o644, 0)).unwrap();
+    }
+    fs
+}
+
 #[test]
 fn a_walk_that_renames_what_it_meets_comes_to_its_end() {
-    let fs = fs();
+    let fs = hundred_files();
     let root = fs.root();
-    let numbered = |n: u64| Name::new(n.to_string().as_bytes()).unwrap();
-    for n in 0..100 {
-        fs.make(&Caller::DAEMON, &root, &numbered(n), Make::Node(0o644, 0)).unwrap();
-    }
     let dir = fs.opendir(&root).unwrap();
     let mut seen = Vec::new();
     fs.read_dir(&dir, Cookie::START, 0, &mut |entry| {
@@ -218,12 +227,8 @@ fn a_walk_that_renames_what_it_meets_comes_to_its_end() {
 
 #[test]
 fn a_walk_goes_on_where_it_stood_whatever_comes_and_goes() {
-    let fs = fs();
+    let fs = hundred_files();
     let root = fs.root();
-    let numbered = |n: u64| Name::new(n.to_string().as_bytes()).unwrap();
-    for n in 0..100 {
-        fs.make(&Caller::DAEMON, &root, &numbered(n), Make::Node(0o644, 0)).unwrap();
-    }
     let dir = fs.opendir(&root).unwrap();
     let (mut from, mut seen) = (Cookie::START, Vec::new());
     for round in 0.. {
