@@ -22,7 +22,8 @@ mod watch;
 use crate::harness::{Mount, Need, ready};
 use differential::{compare, operations};
 use generate::Room;
-use mounts::{KernelTmpfs, Mounted, Mounts, SplicefsTmpfs};
+use mounts::{KernelTmpfs, Mounted, Mounts};
+use observed::Observed;
 
 const AMPLE: &str = "size=1g,nr_inodes=10000";
 /// 256 blocks.
@@ -52,7 +53,7 @@ fn passthrough_of_the_kernels(options: &str, room: Room) {
 fn tmpfs(options: &str, room: Room) {
     if ready(&[Need::Root, Need::Fuse, Need::Splicefs]) {
         compare(room, operations(), &|| Mounts {
-            mounted: Mounted::Tmpfs(SplicefsTmpfs::mount(options)),
+            mounted: Mounted::Tmpfs(Observed::mount(&format!("allow_other,mode=755,{options}"))),
             native: KernelTmpfs::mount(options),
         });
     }
