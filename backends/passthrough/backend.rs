@@ -52,6 +52,7 @@ impl Backend for Passthrough {
         file: Option<&File>,
         change: &SetAttr,
     ) -> Result<Attr> {
+        self.writable()?;
         self.tree.set_attr(caller, node, file, change)
     }
 
@@ -71,32 +72,40 @@ impl Backend for Passthrough {
     }
 
     fn make(&self, caller: &Caller, parent: &Arc<Node>, name: &Name, what: Make<'_>) -> Result<Entry<Node>> {
+        self.writable()?;
         self.tree.make(caller, parent, name, what)
     }
 
     fn link(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name) -> Result<Entry<Node>> {
+        self.writable()?;
         self.tree.link(node, parent, name)
     }
 
     fn unlink(&self, parent: &Arc<Node>, name: &Name) -> Result<()> {
+        self.writable()?;
         self.tree.remove(parent, name, false)
     }
 
     fn rmdir(&self, parent: &Arc<Node>, name: &Name) -> Result<()> {
+        self.writable()?;
         self.tree.remove(parent, name, true)
     }
 
     fn rename(
         &self,
-        _caller: &Caller,
+        caller: &Caller,
         from: (&Arc<Node>, &Name),
         to: (&Arc<Node>, &Name),
         flags: RenameFlags,
     ) -> Result<()> {
-        self.tree.rename(from, to, flags)
+        self.writable()?;
+        self.tree.rename(caller, from, to, flags)
     }
 
     fn open(&self, caller: &Caller, node: &Arc<Node>, flags: OpenFlags) -> Result<Opened<File>> {
+        if flags.writes() || flags.has(libc::O_TRUNC) {
+            self.writable()?;
+        }
         self.tree.open_file(caller, node, flags, self.noatime)
     }
 
@@ -108,6 +117,7 @@ impl Backend for Passthrough {
         mode: u32,
         flags: CreateFlags,
     ) -> Result<(Entry<Node>, Opened<File>)> {
+        self.writable()?;
         self.tree.create(caller, parent, name, mode, flags)
     }
 
@@ -118,6 +128,7 @@ impl Backend for Passthrough {
         mode: u32,
         flags: CreateFlags,
     ) -> Result<(Entry<Node>, Opened<File>)> {
+        self.writable()?;
         self.tree.tmpfile(caller, parent, mode, flags)
     }
 
@@ -138,6 +149,7 @@ impl Backend for Passthrough {
         data: &[u8],
         mode: WriteMode,
     ) -> Result<usize> {
+        self.writable()?;
         let _guard = file.clearing(caller)?;
         file.write(offset, data, mode)
     }
@@ -151,6 +163,7 @@ impl Backend for Passthrough {
     }
 
     fn fallocate(&self, caller: &Caller, file: &File, mode: u32, offset: u64, len: u64) -> Result<()> {
+        self.writable()?;
         let _guard = file.clearing(caller)?;
         file.fallocate(mode, offset, len)
     }
@@ -160,6 +173,7 @@ impl Backend for Passthrough {
     }
 
     fn copy_range(&self, caller: &Caller, from: (&File, u64), to: (&File, u64), len: usize) -> Result<usize> {
+        self.writable()?;
         let _guard = to.0.clearing(caller)?;
         from.0.copy_range(from.1, to.0, to.1, len)
     }
@@ -172,15 +186,17 @@ impl Backend for Passthrough {
         if file.is_device() {
             return Err(Errno::ENOTTY.into());
         }
+        self.may_ask(request)?;
         sys::ioctl::pass_on(file.fd().as_fd(), request.command, request.input, request.output_len)
     }
 
     fn ioctl_dir(&self, dir: &Dir, request: Ioctl<'_>) -> Result<(i32, Vec<u8>)> {
+        self.may_ask(request)?;
         sys::ioctl::pass_on(dir.fd().as_fd(), request.command, request.input, request.output_len)
     }
 
     fn opendir(&self, node: &Arc<Node>) -> Result<Dir> {
-        self.tree.open_dir(node)
+        self.tree.open_dir(node, self.noatime)
     }
 
     fn read_dir(&self, dir: &Dir, from: Cookie, hint: usize, sink: &mut DirSink<'_>) -> Result<()> {
@@ -222,11 +238,28 @@ impl Backend for Passthrough {
         value: &[u8],
         flags: XattrFlags,
     ) -> Result<()> {
+        self.writable()?;
         self.tree.set_xattr(caller, node, name, value, flags)
     }
 
     fn removexattr(&self, node: &Arc<Node>, name: &CStr) -> Result<()> {
+        self.writable()?;
         self.tree.remove_xattr(node, name)
+    }
+}
+
+impl Passthrough {
+    /// # Errors
+    /// `EROFS` where nothing may be changed. Every changing operation asks this first, so that none depends on the mount
+    /// of the source to refuse it.
+    fn writable(&self) -> Result<()> {
+        if self.read_only { Err(Errno::EROFS.into()) } else { Ok(()) }
+    }
+
+    /// # Errors
+    /// `EROFS` for a request that changes something where nothing may be changed.
+    fn may_ask(&self, request: Ioctl<'_>) -> Result<()> {
+        if sys::ioctl::changes_attributes(request.command) { self.writable() } else { Ok(()) }
     }
 }
 

@@ -212,6 +212,7 @@ impl Tree {
 
     pub(crate) fn rename(
         &self,
+        caller: &Caller,
         from: (&Arc<Node>, &Name),
         to: (&Arc<Node>, &Name),
         flags: RenameFlags,
@@ -223,9 +224,13 @@ impl Tree {
         let moved = self.known(&from_dir, from.1);
         let back = if exchange { self.known(&to_dir, to.1) } else { None };
         let victim = if exchange { None } else { self.victim(to.0, to.1, &to_dir) };
-        let _gate = self.rename_gate.write();
+        let _gate = self.nodes.rename_gate.write();
         let (from_name, to_name) = (from.1.as_c_str(), to.1.as_c_str());
-        renameat_with(&*from_dir, from_name, &*to_dir, to_name, OsRename::from_bits_retain(flags.0))?;
+        {
+            let whiteout = flags.0 & libc::RENAME_WHITEOUT != 0;
+            let _guard = whiteout.then(|| caller.act(As::Creator, false)).transpose()?;
+            renameat_with(&*from_dir, from_name, &*to_dir, to_name, OsRename::from_bits_retain(flags.0))?;
+        }
         // Renaming one hard link of a file to another does nothing, and both names stay (rename(2)).
         if let (Some((moved, _)), Some(victim)) = (&moved, &victim)
             && Arc::ptr_eq(moved, &victim.node)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rustix::fs::{FileType, OFlags, RawDir, SeekFrom, fdatasync, fsync, seek};
-use splicefs_core::{Cookie, DirEntry, DirSink, FileKind, Result};
+use splicefs_core::{Cookie, DirEntry, DirSink, Errno, FileKind, Result};
 
 use crate::node::Node;
 use crate::tree::Tree;
@@ -24,8 +24,13 @@ pub struct Dir {
 }
 
 impl Tree {
-    pub(crate) fn open_dir(&self, node: &Arc<Node>) -> Result<Dir> {
-        let fd = self.open_node(node, OFlags::RDONLY | OFlags::DIRECTORY)?;
+    pub(crate) fn open_dir(&self, node: &Arc<Node>, noatime: bool) -> Result<Dir> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let fd = match self.open_node(node, if noatime { flags | OFlags::NOATIME } else { flags }) {
+            // O_NOATIME is the owner's alone to ask for.
+            Err(e) if noatime && e.errno() == Errno::EPERM => self.open_node(node, flags),
+            other => other,
+        }?;
         Ok(Dir { fd, dev: node.identity().dev, position: Mutex::new(Cookie::START) })
     }
 

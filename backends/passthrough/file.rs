@@ -199,6 +199,11 @@ impl File {
         matches!(self.contents, Contents::Device(_))
     }
 
+    /// The descriptor whose pages are all of the contents, where there is one. `O_DIRECT` is not set on it.
+    pub(crate) fn pages(&self) -> Option<BorrowedFd<'_>> {
+        (self.contents == Contents::Pages).then(|| self.fd.as_fd())
+    }
+
     /// A descriptor to wait on, for files that are not always ready.
     pub(crate) fn pollable(&self) -> Option<BorrowedFd<'_>> {
         matches!(self.contents, Contents::Pseudo | Contents::Stream).then(|| self.fd.as_fd())

@@ -11,6 +11,7 @@ mod descriptors;
 mod dir;
 mod file;
 mod fsclass;
+mod layer;
 mod node;
 mod setattr;
 mod stat;
@@ -20,11 +21,16 @@ mod xattr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use splicefs_core::Result;
+
 pub use dir::Dir;
 pub use file::File;
+pub use layer::{LayerOptions, LayerSet};
 pub use node::Node;
 
-use tree::Tree;
+use layer::Held;
+use node::Nodes;
+use tree::{Covered, Tree, open_directory};
 
 /// What is mirrored, and how.
 #[derive(Clone, Debug)]
@@ -40,11 +46,14 @@ pub struct Options {
     pub block_devices_as_files: bool,
 }
 
-/// A mirrored directory.
+/// A mirrored directory: one that is served, or a layer of several ([`LayerSet`]).
 #[derive(Debug)]
 pub struct Passthrough {
     tree: Arc<Tree>,
     noatime: bool,
+    /// Nothing is ever changed through this.
+    read_only: bool,
+    held: Held,
 }
 
 impl Passthrough {
@@ -53,9 +62,14 @@ impl Passthrough {
     /// # Errors
     /// Those of opening the two.
     pub fn new(options: &Options) -> std::io::Result<Self> {
-        let tree =
-            Tree::open(&options.source, options.mount_point.as_deref(), options.block_devices_as_files)
-                .map_err(|e| std::io::Error::from_raw_os_error(e.errno().raw()))?;
-        Ok(Self { tree, noatime: options.noatime })
+        Self::open(options).map_err(|e| std::io::Error::from_raw_os_error(e.errno().raw()))
+    }
+
+    fn open(options: &Options) -> Result<Self> {
+        let fd = open_directory(&options.source)?;
+        let covered = options.mount_point.as_deref().map(Covered::open).transpose()?.flatten().map(Arc::new);
+        let tree = Tree::open(Nodes::new(), fd, covered, options.block_devices_as_files)?;
+        let held = Held::of(&tree, false);
+        Ok(Self { tree, noatime: options.noatime, read_only: false, held })
     }
 }

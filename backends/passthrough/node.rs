@@ -5,10 +5,11 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use splicefs_core::{Name, NodeId};
 
 use crate::descriptors::Descriptors;
+use crate::fsclass::FsClasses;
 use crate::stat::Identity;
 
 /// Where a node's file can be found.
@@ -16,8 +17,12 @@ use crate::stat::Identity;
 pub(crate) enum Place {
     /// Under this name in this directory, when last seen.
     At(Arc<Node>, Name),
-    /// Nowhere by name: the root, and files removed while in use. The descriptor stays open as long as the node.
+    /// Nowhere by name: files removed while in use, or made without a name. The descriptor stays open as long as the
+    /// node.
     Pinned(Arc<OwnedFd>),
+    /// Where something begins: the root of a layer, or what the mount covers. Whatever other way leads to it, in another
+    /// layer perhaps, it stays one; the descriptor stays open as long as the node.
+    Root(Arc<OwnedFd>),
     /// Under a name that is not known: the one it was found by is gone and others are left. The kernel looks the file
     /// up again when told `ESTALE`.
     Lost,
@@ -54,9 +59,16 @@ impl Node {
         self.whereabouts.lock().place.clone()
     }
 
+    /// Moves the node, unless it is a root.
     pub(crate) fn set_place(&self, place: Place) {
         // The old place may hold the last reference to a directory: it is dropped after the lock.
-        let _old = std::mem::replace(&mut self.whereabouts.lock().place, place);
+        let _old = {
+            let mut whereabouts = self.whereabouts.lock();
+            if matches!(whereabouts.place, Place::Root(_)) {
+                return;
+            }
+            std::mem::replace(&mut whereabouts.place, place)
+        };
     }
 
     /// Whether the node's last name is gone.
@@ -76,7 +88,7 @@ impl Node {
         }
         let whereabouts = self.whereabouts.lock();
         match &whereabouts.place {
-            Place::Pinned(fd) => Some(fd.clone()),
+            Place::Pinned(fd) | Place::Root(fd) => Some(fd.clone()),
             _ => whereabouts.open.iter().find_map(Weak::upgrade),
         }
     }
@@ -105,14 +117,20 @@ impl Drop for Node {
 const SHARDS: usize = 16;
 type Shard = Mutex<HashMap<Identity, Weak<Node>>>;
 
-/// Every node that lives, by identity: hard links are one node.
+/// Every node that lives, by identity: hard links are one node. Trees that share one may overlap: what both lead to is
+/// one node then, if both lead to it on the same mount.
 ///
-/// Lock order: a shard is a leaf; no node is dropped under it.
+/// Lock order: the rename gate comes first, before a node's whereabouts; a shard is a leaf, and no node is dropped under it.
 #[derive(Debug)]
 pub(crate) struct Nodes {
     next: AtomicU64,
     shards: [Shard; SHARDS],
     pub(crate) descriptors: Descriptors,
+    pub(crate) classes: FsClasses,
+    /// Held for writing over a rename and the change of places that follows it, for reading while a node is found
+    /// again by its place: so that no one looks for a file under a name it has just lost. Only the slow path, where no
+    /// descriptor is at hand, takes it.
+    pub(crate) rename_gate: RwLock<()>,
 }
 
 impl Nodes {
@@ -121,6 +139,8 @@ impl Nodes {
             next: AtomicU64::new(NodeId::ROOT.0),
             shards: std::array::from_fn(|_| Mutex::default()),
             descriptors: Descriptors::new(),
+            classes: FsClasses::default(),
+            rename_gate: RwLock::new(()),
         })
     }
 
@@ -146,6 +166,14 @@ impl Nodes {
             nodes: self.clone(),
         });
         shard.insert(identity, Arc::downgrade(&node));
+        node
+    }
+
+    /// The node of that identity as a root, reached by `fd` for good.
+    pub(crate) fn intern_root(self: &Arc<Self>, identity: Identity, fd: &Arc<OwnedFd>) -> Arc<Node> {
+        let node = self.intern(identity, || Place::Root(fd.clone()));
+        // One that has been met by another way, or is a root already, lives.
+        node.set_place(Place::Root(fd.clone()));
         node
     }
 

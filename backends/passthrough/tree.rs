@@ -5,11 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-use parking_lot::RwLock;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Statx, openat, openat2};
 use splicefs_core::{Attr, Entry, Errno, Error, FileKind, Name, Result, sys};
 
-use crate::fsclass::{FsClass, FsClasses};
+use crate::fsclass::FsClass;
 use crate::node::{Node, Nodes, Place};
 use crate::stat::{self, Identity};
 
@@ -18,7 +17,7 @@ const DEEPEST: usize = 1 << 16;
 
 /// The directory that the mount covers, where that lies inside the source.
 #[derive(Debug)]
-struct Covered {
+pub(crate) struct Covered {
     parent: (u64, u64),
     name: Name,
     /// What is underneath, opened before mounting.
@@ -27,21 +26,16 @@ struct Covered {
 
 /// The source directory as nodes.
 ///
-/// Lock order: the rename gate, then a node's whereabouts, then the leaves (node map, descriptor cache).
+/// Lock order: the rename gate of the nodes, then a node's whereabouts, then the leaves (node map, descriptor cache).
 #[derive(Debug)]
 pub(crate) struct Tree {
     pub(crate) nodes: Arc<Nodes>,
     root: Arc<Node>,
     root_dev: u64,
-    covered: Option<Covered>,
-    classes: FsClasses,
+    covered: Option<Arc<Covered>>,
     pub(crate) block_devices_as_files: bool,
     /// `/sys/dev/block`, opened before anything is mounted over it; only where block devices are shown as files.
     sizes: Option<OwnedFd>,
-    /// Held for writing over a rename and the change of places that follows it, for reading while a node is found
-    /// again by its place: so that no one looks for a file under a name it has just lost. Only the slow path, where no
-    /// descriptor is at hand, takes it.
-    pub(crate) rename_gate: RwLock<()>,
 }
 
 /// How one component of a path is opened: the component itself, inside the directory, on whatever is mounted there.
@@ -50,13 +44,14 @@ pub(crate) fn open_beneath(dir: BorrowedFd<'_>, name: &Name, flags: OFlags, mode
     Ok(openat2(dir, name.as_c_str(), flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, mode, resolve)?)
 }
 
-fn open_directory(path: &Path) -> Result<OwnedFd> {
+/// A descriptor (`O_PATH`) of the directory that `path` leads to.
+pub(crate) fn open_directory(path: &Path) -> Result<OwnedFd> {
     Ok(openat(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 impl Covered {
     /// The directory `mount_point`, before it is mounted over.
-    fn open(mount_point: &Path) -> Result<Option<Self>> {
+    pub(crate) fn open(mount_point: &Path) -> Result<Option<Self>> {
         use std::os::unix::ffi::OsStrExt;
         let (Some(parent), Some(name)) = (mount_point.parent(), mount_point.file_name()) else {
             return Ok(None);
@@ -68,29 +63,42 @@ impl Covered {
 }
 
 impl Tree {
+    /// The directory that `fd` has open, as nodes among `nodes`.
     pub(crate) fn open(
-        source: &Path,
-        mount_point: Option<&Path>,
+        nodes: Arc<Nodes>,
+        fd: OwnedFd,
+        covered: Option<Arc<Covered>>,
         block_devices_as_files: bool,
     ) -> Result<Arc<Self>> {
-        let fd = Arc::new(open_directory(source)?);
+        let fd = Arc::new(fd);
         let st = stat::of_fd(&fd)?;
-        let nodes = Nodes::new();
-        let classes = FsClasses::default();
-        let identity = classes.identity(&st, || Ok(fd.clone()))?;
-        let root = nodes.intern(identity, || Place::Pinned(fd));
-        let covered = mount_point.map(Covered::open).transpose()?.flatten();
-        let root_dev = stat::device(&st);
+        let root = nodes.intern_root(nodes.classes.identity(&st, || Ok(fd.clone()))?, &fd);
         Ok(Arc::new(Self {
             nodes,
             root,
-            root_dev,
+            root_dev: stat::device(&st),
             covered,
-            classes,
             block_devices_as_files,
             sizes: block_devices_as_files.then(|| open_directory(Path::new("/sys/dev/block"))).transpose()?,
-            rename_gate: RwLock::new(()),
         }))
+    }
+
+    /// A second root: the directory `path`, which is reached through the same mount as the first.
+    ///
+    /// # Errors
+    /// `EXDEV` where it is on another mount or file system: nothing could be renamed between the two.
+    pub(crate) fn adopt(&self, path: &Path) -> Result<Arc<Node>> {
+        let fd = Arc::new(open_directory(path)?);
+        let identity = self.nodes.classes.identity(&stat::of_fd(&fd)?, || Ok(fd.clone()))?;
+        if identity.file_system() != self.root.identity().file_system() {
+            return Err(Errno::EXDEV.into());
+        }
+        Ok(self.nodes.intern_root(identity, &fd))
+    }
+
+    /// The device number of the file system that holds the root.
+    pub(crate) fn root_dev(&self) -> u64 {
+        self.root_dev
     }
 
     pub(crate) fn root(&self) -> Arc<Node> {
@@ -99,7 +107,7 @@ impl Tree {
 
     /// The class of the file system that holds `node`.
     pub(crate) fn class(&self, node: &Arc<Node>) -> Result<FsClass> {
-        self.classes.get(node.identity().file_system(), || self.descriptor(node))
+        self.nodes.classes.get(node.identity().file_system(), || self.descriptor(node))
     }
 
     /// The node that `name` leads to.
@@ -107,13 +115,11 @@ impl Tree {
         let dir = self.descriptor(parent)?;
         if let Some(fd) = self.covered_by_the_mount(parent, &dir, name)? {
             let st = stat::of_fd(&fd)?;
-            let node = self
-                .nodes
-                .intern(self.classes.identity(&st, || Ok(fd.clone()))?, || Place::Pinned(fd.clone()));
+            let node = self.nodes.intern_root(self.nodes.classes.identity(&st, || Ok(fd.clone()))?, &fd);
             return Ok(Entry { attr: self.attr(&st), node });
         }
         // From the look to the note of it, no rename may come in between.
-        let _gate = self.rename_gate.read();
+        let _gate = self.nodes.rename_gate.read();
         let st = stat::of_name(dir.as_fd(), name.as_c_str())?;
         self.entry(parent, name, &dir, &st)
     }
@@ -126,8 +132,10 @@ impl Tree {
         dir: &OwnedFd,
         st: &Statx,
     ) -> Result<Entry<Node>> {
-        let identity =
-            self.classes.identity(st, || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty()))?;
+        let identity = self
+            .nodes
+            .classes
+            .identity(st, || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty()))?;
         let node = self.nodes.intern(identity, || Place::At(parent.clone(), name.clone()));
         self.settle(&node, parent, name);
         Ok(Entry { attr: self.attr(st), node })
@@ -138,7 +146,7 @@ impl Tree {
         // Where this fails, what is to be done under the name fails as well, and says why.
         let st = stat::of_name(dir.as_fd(), name.as_c_str()).ok()?;
         let open = || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty());
-        let identity = self.classes.identity(&st, open).ok()?;
+        let identity = self.nodes.classes.identity(&st, open).ok()?;
         Some((self.nodes.find(&identity)?, st))
     }
 
@@ -179,12 +187,15 @@ impl Tree {
     }
 
     fn class_known(&self, node: &Node) -> Option<FsClass> {
-        self.classes.get(node.identity().file_system(), || Err::<OwnedFd, Error>(Errno::ESTALE.into())).ok()
+        self.nodes
+            .classes
+            .get(node.identity().file_system(), || Err::<OwnedFd, Error>(Errno::ESTALE.into()))
+            .ok()
     }
 
     /// Remembers that `node` was found under `name` in `parent`.
     pub(crate) fn settle(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name) {
-        if Arc::ptr_eq(node, &self.root) || node.is_at(parent, name) {
+        if node.is_at(parent, name) {
             return;
         }
         if node.is_removed() {
@@ -221,7 +232,7 @@ impl Tree {
         if let Some(fd) = node.descriptor_at_hand() {
             return Ok(fd);
         }
-        let _gate = self.rename_gate.read();
+        let _gate = self.nodes.rename_gate.read();
         let mut way = Vec::new();
         let mut next = node.clone();
         let mut fd = loop {

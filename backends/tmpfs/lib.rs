@@ -12,6 +12,7 @@ mod content;
 mod create;
 mod dir;
 mod file;
+mod layer;
 mod life;
 mod limits;
 mod node;

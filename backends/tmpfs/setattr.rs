@@ -5,6 +5,7 @@ use std::sync::Arc;
 use splicefs_core::{Caller, FileKind, Result, SetAttr, SetTime, Timestamp};
 
 use crate::file;
+use crate::life::InUse;
 use crate::node::{Meta, Node};
 use crate::store::Store;
 use crate::time::now;
@@ -24,6 +25,8 @@ pub(crate) fn set_attr(node: &Arc<Node>, caller: &Caller, change: &SetAttr, expl
     if let Some(size) = change.size {
         file::set_size(node, caller, size, explicit)?;
     }
+    // A change of owner gives room back, of a file without a name too: only what is taken can be given.
+    let _in_use = InUse::new(node.clone());
     let mut meta = node.meta();
     // A change of nothing is chown(2) with -1 twice, which clears setuid and setgid bits like any other.
     if change.uid.is_some() || change.gid.is_some() || *change == SetAttr::default() {

@@ -1,6 +1,7 @@
 //! The arguments, as clap reads them.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
@@ -42,6 +43,17 @@ pub(super) enum Command {
         #[command(flatten)]
         mount: MountArgs,
         /// `mount -t fuse.splicefs tmpfs MNT` puts them behind what then reads as this command.
+        #[command(flatten)]
+        flags: HelperFlags,
+    },
+    /// Mount directories merged into one, as the kernel's overlayfs; lower ones are never written
+    Overlay {
+        /// The directory to mount on; made when only its last part is missing
+        #[arg(value_name = "MNT")]
+        mount_point: OsString,
+        #[command(flatten)]
+        mount: MountArgs,
+        /// `mount -t fuse.splicefs overlay MNT` puts them behind what then reads as this command.
         #[command(flatten)]
         flags: HelperFlags,
     },
@@ -90,10 +102,11 @@ pub(super) struct MountArgs {
     pub(super) debug: bool,
 }
 
-/// The form mount(8) and fstab use through a mount helper.
+/// The form mount(8) and fstab use through a mount helper. With one word it is that of container engines.
 #[derive(Args, Debug)]
 pub(super) struct Mount8 {
-    /// What to mount, with `-o backend=NAME`: a directory, or for tmpfs any name
+    /// What to mount, with `-o backend=NAME`: a directory, or for tmpfs and overlay any name; left out, -o must have
+    /// lowerdir= (`splicefs -o lowerdir=A:B,upperdir=U,workdir=W MNT`, a mount_program)
     #[arg(value_name = "SRC")]
     pub(super) source: Option<OsString>,
     /// The directory to mount on
@@ -119,10 +132,46 @@ pub(super) struct HelperFlags {
     pub(super) sloppy: bool,
 }
 
+/// The name under which this program takes the arguments of fuse-overlayfs.
+pub(super) const FUSE_OVERLAYFS: &str = "fuse-overlayfs";
+
+/// The program called as fuse-overlayfs: there are no commands, and any word is a place.
+#[derive(Parser, Debug)]
+#[command(
+    name = "splicefs",
+    bin_name = FUSE_OVERLAYFS,
+    version,
+    about = "Merge directories: `splicefs overlay` with the arguments of fuse-overlayfs"
+)]
+pub(super) struct FuseOverlayfs {
+    /// The directory to mount on, perhaps behind a name for the mount
+    #[arg(value_name = "MNT", required = true, num_args = 1..=2)]
+    pub(super) places: Vec<OsString>,
+    #[command(flatten)]
+    pub(super) mount: MountArgs,
+    #[command(flatten)]
+    pub(super) flags: HelperFlags,
+}
+
+/// The arguments, by the name of the program.
+#[derive(Debug)]
+pub(super) enum Arguments {
+    Splicefs(Box<Cli>),
+    FuseOverlayfs(FuseOverlayfs),
+}
+
+/// Whether the program was called by the name of fuse-overlayfs.
+pub(super) fn is_fuse_overlayfs(arguments: &[OsString]) -> bool {
+    arguments.first().and_then(|name| Path::new(name).file_name()).is_some_and(|name| name == FUSE_OVERLAYFS)
+}
+
 /// Reads `arguments`, the program's name first.
-pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+pub(super) fn parse(arguments: &[OsString]) -> Result<Arguments, clap::Error> {
+    if is_fuse_overlayfs(arguments) {
+        return FuseOverlayfs::try_parse_from(arguments).map(Arguments::FuseOverlayfs);
+    }
     let matches = command().try_get_matches_from(arguments)?;
-    Cli::from_arg_matches(&matches)
+    Cli::from_arg_matches(&matches).map(Box::new).map(Arguments::Splicefs)
 }
 
 fn command() -> clap::Command {
@@ -131,14 +180,14 @@ fn command() -> clap::Command {
             .after_help(format!("`{words} --help` has examples and all mount options."))
             .after_long_help(format!("{}\n{}", help::EXAMPLES, help::mount_options()))
     };
+    let without_flags = |command: clap::Command| {
+        let hidden = ["no_mtab", "verbose", "sloppy"];
+        hidden.into_iter().fold(command, |command, name| command.mut_arg(name, |arg| arg.hide(true)))
+    };
     with_options(Cli::command(), "splicefs")
         .mut_subcommand("passthrough", |command| with_options(command, "splicefs passthrough"))
-        .mut_subcommand("tmpfs", |command| {
-            let hidden = ["no_mtab", "verbose", "sloppy"];
-            let command =
-                hidden.into_iter().fold(command, |command, name| command.mut_arg(name, |arg| arg.hide(true)));
-            with_options(command, "splicefs tmpfs")
-        })
+        .mut_subcommand("tmpfs", |command| with_options(without_flags(command), "splicefs tmpfs"))
+        .mut_subcommand("overlay", |command| with_options(without_flags(command), "splicefs overlay"))
 }
 
 #[cfg(test)]
@@ -149,7 +198,52 @@ mod tests {
 
     fn parsed(arguments: &[&str]) -> Cli {
         let all = std::iter::once("splicefs").chain(arguments.iter().copied()).map(OsString::from);
-        parse(all).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
+        parsed_as_they_are(&all.collect::<Vec<_>>())
+    }
+
+    fn parsed_as_they_are(arguments: &[OsString]) -> Cli {
+        match parse(arguments) {
+            Ok(Arguments::Splicefs(cli)) => *cli,
+            other => panic!("{arguments:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn under_the_name_of_fuse_overlayfs_every_word_is_a_place() {
+        let read = |arguments: &[&str]| match parse(&arguments.iter().map(OsString::from).collect::<Vec<_>>())
+        {
+            Ok(Arguments::FuseOverlayfs(form)) => form,
+            other => panic!("{arguments:?}: {other:?}"),
+        };
+        let form = read(&["/usr/bin/fuse-overlayfs", "-o", "lowerdir=a", "-f", "-o", "ro", "stats"]);
+        assert_eq!(
+            (form.places, form.mount.options),
+            (vec!["stats".into()], vec!["lowerdir=a".into(), "ro".into()])
+        );
+        assert!(form.mount.foreground);
+        let form = read(&["fuse-overlayfs", "overlay", "/m", "-o", "lowerdir=a,dev,suid"]);
+        assert_eq!(form.places, ["overlay", "/m"]);
+        for bad in [&["fuse-overlayfs"][..], &["fuse-overlayfs", "a", "b", "c"]] {
+            parse(&bad.iter().map(OsString::from).collect::<Vec<_>>()).expect_err("no places, or too many");
+        }
+        FuseOverlayfs::command().debug_assert();
+    }
+
+    #[test]
+    fn an_overlay_has_a_mount_point_alone_and_so_has_a_mount_program() {
+        let Some(Command::Overlay { mount_point, mount, flags }) =
+            parsed(&["overlay", "/m", "-n", "-o", "rw,backend=overlay,lowerdir=/a:/b"]).command
+        else {
+            panic!("a command")
+        };
+        assert_eq!(
+            (mount_point, mount.options),
+            ("/m".into(), vec!["rw,backend=overlay,lowerdir=/a:/b".into()])
+        );
+        assert!(flags.no_mtab);
+        let form = parsed(&["-o", "lowerdir=l/A,upperdir=/u,workdir=/w", "/m", "-d"]);
+        assert!(form.command.is_none() && form.mount8.mount.debug);
+        assert_eq!((form.mount8.source, form.mount8.mount_point), (Some("/m".into()), None));
     }
 
     #[test]
@@ -200,7 +294,7 @@ mod tests {
     fn a_path_that_is_not_utf8_is_kept() {
         let odd = std::ffi::OsStr::from_bytes(b"\xff\xfe").to_owned();
         let arguments = ["splicefs".into(), "unmount".into(), "--lazy".into(), odd.clone()];
-        let Some(Command::Unmount { mount_point, lazy }) = parse(arguments).expect("good").command else {
+        let Some(Command::Unmount { mount_point, lazy }) = parsed_as_they_are(&arguments).command else {
             panic!("a command")
         };
         assert!(lazy && mount_point == odd);
@@ -218,6 +312,7 @@ mod tests {
             "entry_timeout=SECONDS",
             "block_devices_as_files",
             "nr_inodes=N",
+            "lowerdir=DIR:DIR::DATA",
             "splicefs passthrough",
             "splicefs tmpfs",
         ] {

@@ -11,9 +11,16 @@ Examples:
   splicefs passthrough SRC MNT -f -d              in the foreground, each step
   splicefs tmpfs /tmp/scratch -o size=1g          up to 1 GiB of files in memory
   splicefs resize /tmp/scratch size=2g            make room in it
+  splicefs overlay MNT -o lowerdir=A:B,upperdir=U,workdir=W
+                                                  A over B, changes go to U
+  splicefs overlay MNT -o lowerdir=A,upper=tmpfs  A, changes are lost
+  splicefs overlay MNT -o lowerdir=A:B            read-only
+  splicefs -o lowerdir=A,upperdir=U,workdir=W MNT the form of a mount_program
+                                                  (in podman's storage.conf)
   splicefs stats MNT --json                       how reads were answered
   splicefs SRC MNT -o backend=passthrough,noatime the form for mount(8), fstab
   splicefs tmpfs MNT -o backend=tmpfs,size=25%    the same, for memory
+  splicefs x MNT -o backend=overlay,lowerdir=A:B  the same, for layers
 ";
 
 /// The options' names take this many columns, as far as they fit.
@@ -27,7 +34,9 @@ pub(super) fn mount_options() -> String {
     for (name, help) in help_rows(Group::Common) {
         push_row(&mut text, &name, help);
     }
-    for (backend, group) in [("passthrough", Group::Passthrough), ("tmpfs", Group::Tmpfs)] {
+    for (backend, group) in
+        [("passthrough", Group::Passthrough), ("tmpfs", Group::Tmpfs), ("overlay", Group::Overlay)]
+    {
         text.push_str(&format!("\nMount options of {backend}:\n"));
         for (name, help) in help_rows(group) {
             push_row(&mut text, &name, help);
@@ -76,7 +85,7 @@ mod tests {
         for line in text.lines().chain(EXAMPLES.lines()) {
             assert!(line.len() <= COLUMNS, "{line}");
         }
-        for group in [Group::Common, Group::Passthrough, Group::Tmpfs, Group::DoesNothing] {
+        for group in [Group::Common, Group::Passthrough, Group::Tmpfs, Group::Overlay, Group::DoesNothing] {
             for (name, _) in help_rows(group) {
                 assert!(text.contains(&name), "{name}");
             }

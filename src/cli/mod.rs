@@ -4,17 +4,19 @@ mod amount;
 mod args;
 mod ask;
 mod help;
+mod layers;
 mod near;
+mod overlay;
 mod resize;
 mod serve;
 mod stats;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use args::{Cli, Command, HelperFlags, Mount8, MountArgs};
+use args::{Arguments, Cli, Command, FuseOverlayfs, HelperFlags, Mount8, MountArgs};
 
 use crate::daemon;
 use crate::failure::Failure;
@@ -25,6 +27,11 @@ use serve::{Manner, Order, Served};
 
 /// The source shown for a mount in memory that was given no other name, as most people call that of the kernel.
 const TMPFS_NAME: &str = "tmpfs";
+/// The same for merged directories.
+const OVERLAY_NAME: &str = "overlay";
+/// What container engines expect of root's mounts, as fuse-overlayfs has it, unless their own options say otherwise:
+/// the users of a container come in, and its set-user-id programs work.
+const ROOTS_CONTAINERS: &str = "allow_other,suid";
 
 /// Runs the program: reads the arguments, does what they say, and gives the exit status. A failure is one line on
 /// stderr, or in the background process on the pipe its parent reads.
@@ -33,7 +40,11 @@ pub fn main() -> ExitCode {
         keeper::keep();
         return ExitCode::SUCCESS;
     }
-    match read_arguments().and_then(run) {
+    let result = read_arguments().and_then(|arguments| match arguments {
+        Arguments::Splicefs(cli) => run(*cli),
+        Arguments::FuseOverlayfs(form) => fuse_overlayfs(form),
+    });
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let reporter =
@@ -45,10 +56,9 @@ pub fn main() -> ExitCode {
 }
 
 /// What clap says of wrong arguments it prints itself, and ends the process.
-fn read_arguments() -> Result<Cli, Failure> {
+fn read_arguments() -> Result<Arguments, Failure> {
     let arguments: Vec<_> = std::env::args_os().collect();
-    args::parse(arguments.iter().cloned())
-        .map_err(|error| near::explain(error.kind(), &arguments).unwrap_or_else(|| error.exit()))
+    args::parse(&arguments).map_err(|error| near::explain(&error, &arguments).unwrap_or_else(|| error.exit()))
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
@@ -62,6 +72,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
             // `mount -t fuse.splicefs tmpfs MNT -o backend=tmpfs` arrives here as well; mount(8) says nothing.
             let announce = options.backend.is_none() || flags.verbose;
             start(Served::Memory(TMPFS_NAME.into()), mount_point, options, &mount, announce)
+        }
+        Some(Command::Overlay { mount_point, mount, flags }) => {
+            let options = Options::parse(&mount.options, unknown(&flags))?;
+            let announce = options.backend.is_none() || flags.verbose;
+            start(Served::Layers(OVERLAY_NAME.into()), mount_point, options, &mount, announce)
         }
         Some(Command::Resize { mount_point, limits, options }) => {
             logging::start(&Setup::default())?;
@@ -82,18 +97,46 @@ fn run(cli: Cli) -> Result<(), Failure> {
 
 /// `splicefs SRC MNT -o backend=NAME,...`, as mount(8) calls its helpers.
 fn mount8(form: Mount8) -> Result<(), Failure> {
-    let (Some(source), Some(mount_point)) = (form.source, form.mount_point) else {
-        return Err(Failure::usage(
-            "a source and a mount point are needed: `splicefs passthrough SRC MNT`, `splicefs tmpfs MNT`, or see `splicefs --help`",
-        ));
+    let (source, mount_point) = match (form.source, form.mount_point) {
+        (Some(source), Some(mount_point)) => (source, mount_point),
+        (only, _) => return mount_program(only, &form.mount, form.flags.verbose),
     };
     let options = Options::parse(&form.mount.options, unknown(&form.flags))?;
     let served = match options.backend {
         None => return Err(near::no_backend(&source, &mount_point)),
         Some(BackendName::Passthrough) => Served::Directory(source.into()),
         Some(BackendName::Tmpfs) => Served::Memory(source),
+        Some(BackendName::Overlay) => Served::Layers(source),
     };
     start(served, mount_point, options, &form.mount, form.flags.verbose)
+}
+
+/// `splicefs -o lowerdir=...,upperdir=...,workdir=... MNT`, as container engines call their mount_program.
+fn mount_program(mount_point: Option<OsString>, mount: &MountArgs, announce: bool) -> Result<(), Failure> {
+    let options = container_options(mount)?;
+    match mount_point {
+        Some(mount_point) if !options.overlay.lowers.is_empty() => {
+            start(Served::Layers(OVERLAY_NAME.into()), mount_point, options, mount, announce)
+        }
+        _ => Err(Failure::usage(
+            "a source and a mount point are needed: `splicefs passthrough SRC MNT`, `splicefs tmpfs MNT`, `splicefs overlay MNT -o lowerdir=DIR`, or see `splicefs --help`",
+        )),
+    }
+}
+
+/// The same under the name of fuse-overlayfs: `fuse-overlayfs [NAME] MNT -o lowerdir=...`, with a name by mount.fuse3(8).
+fn fuse_overlayfs(form: FuseOverlayfs) -> Result<(), Failure> {
+    let FuseOverlayfs { mut places, mount, flags } = form;
+    let mount_point = places.pop().unwrap_or_default();
+    let name = places.pop().unwrap_or_else(|| OVERLAY_NAME.into());
+    start(Served::Layers(name), mount_point, container_options(&mount)?, &mount, flags.verbose)
+}
+
+/// Container engines hand over what the kernel's overlayfs would understand, and more.
+fn container_options(mount: &MountArgs) -> Result<Options, Failure> {
+    let usual = rustix::process::geteuid().is_root().then_some(OsStr::new(ROOTS_CONTAINERS));
+    let lists: Vec<_> = usual.into_iter().chain(mount.options.iter().map(OsString::as_os_str)).collect();
+    Options::parse(&lists, Unknown::PassOver)
 }
 
 fn unknown(flags: &HelperFlags) -> Unknown {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use clap::error::ErrorKind;
 
+use super::args::{FUSE_OVERLAYFS, is_fuse_overlayfs};
 use crate::failure::{Failure, shell_word};
 use crate::options::{BackendName, backends};
 
@@ -15,6 +16,7 @@ const COMMANDS: [&str; 3] = ["stats", "unmount", "resize"];
 fn usage(command: &str) -> &'static str {
     match command {
         "passthrough" => "SRC MNT",
+        "overlay" => "MNT -o lowerdir=DIR",
         "resize" => "MNT size=SIZE",
         _ => "MNT",
     }
@@ -25,7 +27,26 @@ const WITH_VALUE: [&str; 1] = ["-o"];
 
 /// One line for arguments that clap refuses, where it would print several. `arguments` has the program's name first.
 /// `None` where the words are not the reason.
-pub(super) fn explain(kind: ErrorKind, arguments: &[OsString]) -> Option<Failure> {
+pub(super) fn explain(error: &clap::Error, arguments: &[OsString]) -> Option<Failure> {
+    if is_fuse_overlayfs(arguments) {
+        return explain_fuse_overlayfs(error);
+    }
+    explain_kind(error.kind(), arguments)
+}
+
+/// Whoever calls the program by that name shows one line, and knows nothing of our commands.
+fn explain_fuse_overlayfs(error: &clap::Error) -> Option<Failure> {
+    let text = match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => return None,
+        _ => error.to_string(),
+    };
+    let first = text.lines().next().unwrap_or_default().trim_start_matches("error: ").trim_end_matches(':');
+    Some(Failure::usage(format!(
+        "{first}: `{FUSE_OVERLAYFS} -o lowerdir=DIR:DIR,upperdir=DIR,workdir=DIR MNT`"
+    )))
+}
+
+fn explain_kind(kind: ErrorKind, arguments: &[OsString]) -> Option<Failure> {
     let words = words(arguments.get(1..)?);
     let [first, rest @ ..] = words.as_slice() else { return None };
     let command = first.to_string_lossy();
@@ -33,6 +54,12 @@ pub(super) fn explain(kind: ErrorKind, arguments: &[OsString]) -> Option<Failure
         (ErrorKind::ArgumentConflict, [_, ..]) => Some(no_command(first, rest)),
         (ErrorKind::MissingRequiredArgument, _) if is_known(&command) => {
             Some(Failure::usage(format!("something is missing: `splicefs {command} {}`", usage(&command))))
+        }
+        (ErrorKind::UnknownArgument, [_, .., point]) if command == BackendName::Overlay.name() => {
+            Some(Failure::usage(format!(
+                "overlay takes a mount point alone, and its layers as options: `splicefs overlay {} -o lowerdir=DIR`?",
+                shell_word(Path::new(point))
+            )))
         }
         (ErrorKind::UnknownArgument, [_, .., point]) if command == BackendName::Tmpfs.name() => {
             Some(Failure::usage(format!(
@@ -74,7 +101,7 @@ pub(super) fn no_backend(source: &OsString, mount_point: &OsString) -> Failure {
 
 /// The commands that so many words can stand behind; what begins with a dash, and its value, is not counted.
 fn candidates(words: usize) -> &'static [&'static str] {
-    if words > 1 { &["passthrough", "resize"] } else { &["tmpfs", "stats", "unmount", "resize"] }
+    if words > 1 { &["passthrough", "resize"] } else { &["tmpfs", "overlay", "stats", "unmount", "resize"] }
 }
 
 fn no_command(first: &OsString, rest: &[&OsString]) -> Failure {
@@ -117,8 +144,9 @@ mod tests {
         let cases: &[(&[&str], &str)] = &[
             (&["passthru", "src", "mnt"], "`passthru` is no command"),
             (&["passthru", "src", "mnt"], "`splicefs passthrough src mnt`?"),
-            (&["overlay", "src", "mnt", "-f"], "the backends are `passthrough`"),
-            (&["passthru", "src", "mnt"], "the backends are `passthrough`, `tmpfs`, the other"),
+            (&["overlays", "src", "mnt", "-f"], "the backends are `passthrough`"),
+            (&["overlai", "mnt"], "`splicefs overlay mnt`?"),
+            (&["passthru", "src", "mnt"], "the backends are `passthrough`, `tmpfs`, `overlay`, the other"),
             (&["resise", "mnt", "size=1g"], "`splicefs resize mnt size=1g`?"),
             (&["mount", "a b", "mnt"], "`splicefs passthrough 'a b' mnt`?"),
             (
@@ -129,17 +157,17 @@ mod tests {
         ];
         for (arguments, expected) in cases {
             let all: Vec<_> = ["splicefs"].iter().chain(*arguments).map(OsString::from).collect();
-            let line = explain(ErrorKind::ArgumentConflict, &all).expect("explained").to_string();
+            let line = explain_kind(ErrorKind::ArgumentConflict, &all).expect("explained").to_string();
             assert!(line.contains(expected), "{arguments:?}: {line}");
         }
-        assert!(explain(ErrorKind::ArgumentConflict, &["splicefs".into(), "-x".into()]).is_none());
+        assert!(explain_kind(ErrorKind::ArgumentConflict, &["splicefs".into(), "-x".into()]).is_none());
     }
 
     #[test]
     fn too_few_and_too_many_words_are_one_line() {
         let line = |kind, words: &str| {
             let all: Vec<_> = ["splicefs"].into_iter().chain(words.split(' ')).map(OsString::from).collect();
-            explain(kind, &all).map(|failure| failure.to_string())
+            explain_kind(kind, &all).map(|failure| failure.to_string())
         };
         let missing = |words: &str| line(ErrorKind::MissingRequiredArgument, words).expect("explained");
         assert!(missing("tmpfs -o size=1g").contains("`splicefs tmpfs MNT`"));
@@ -147,8 +175,26 @@ mod tests {
         assert!(missing("resize").contains("`splicefs resize MNT size=SIZE`"));
         let extra = line(ErrorKind::UnknownArgument, "tmpfs /s /m -o ro").expect("explained");
         assert!(extra.contains("`splicefs tmpfs /m`?"), "{extra}");
+        let extra = line(ErrorKind::UnknownArgument, "overlay /s /m -o ro").expect("explained");
+        assert!(extra.contains("`splicefs overlay /m -o lowerdir=DIR`?"), "{extra}");
+        assert!(missing("overlay -o ro").contains("`splicefs overlay MNT -o lowerdir=DIR`"));
         assert_eq!(line(ErrorKind::UnknownArgument, "tmpfs /m --size"), None);
         assert_eq!(line(ErrorKind::UnknownArgument, "passthrough /a /b /c"), None);
+    }
+
+    #[test]
+    fn under_the_name_of_fuse_overlayfs_each_mistake_is_one_line() {
+        let line = |words: &[&str]| {
+            let all: Vec<_> = ["/bin/fuse-overlayfs"].iter().chain(words).map(OsString::from).collect();
+            let error = super::super::args::parse(&all).expect_err("a mistake");
+            explain(&error, &all).map(|failure| failure.to_string())
+        };
+        for words in [&["-o", "lowerdir=/a"][..], &["a", "b", "c"], &["--frobnicate", "m"], &["-o"]] {
+            let said = line(words).expect("explained");
+            assert!(said.contains("workdir=DIR MNT`") && !said.contains("error:"), "{said}");
+        }
+        assert_eq!(line(&["--version"]), None);
+        assert_eq!(line(&["--help"]), None);
     }
 
     #[test]

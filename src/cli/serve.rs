@@ -10,10 +10,12 @@ use splicefs_passthrough::Passthrough;
 use splicefs_tmpfs::{Atime, Tmpfs};
 
 use super::amount::amount;
+use super::layers::{self, Layers};
+use super::overlay::{self, Built};
 use crate::daemon::{self, Reporter};
 use crate::failure::{Failure, shell_word};
 use crate::logging::{self, Behind, Setup};
-use crate::mount::preflight::{self, Place};
+use crate::mount::preflight::{self, Place, Shown};
 use crate::mount::{self, Mount, Request, readahead};
 use crate::options::{Access, BackendName, Options};
 use crate::session::{self, SessionConfig};
@@ -26,6 +28,8 @@ pub(super) enum Served {
     Directory(PathBuf),
     /// Files in memory, shown under this name.
     Memory(OsString),
+    /// The directories that the options name, merged, shown under this name.
+    Layers(OsString),
 }
 
 impl Served {
@@ -33,21 +37,34 @@ impl Served {
         match self {
             Self::Directory(_) => BackendName::Passthrough,
             Self::Memory(_) => BackendName::Tmpfs,
+            Self::Layers(_) => BackendName::Overlay,
         }
     }
 
     /// The same, found and checked.
-    fn find(&self) -> Result<Self, Failure> {
+    fn find(&self, options: &Options) -> Result<Found, Failure> {
         match self {
-            Self::Directory(given) => preflight::find_source(given).map(Self::Directory),
-            Self::Memory(_) => Ok(self.clone()),
+            Self::Directory(given) => preflight::find_directory("source", given).map(Found::Directory),
+            Self::Memory(name) => Ok(Found::Memory(name.clone())),
+            Self::Layers(name) => Ok(Found::Layers(name.clone(), layers::find(&options.overlay)?)),
         }
     }
+}
 
-    fn directory(&self) -> Option<&Path> {
+/// What is served, with absolute paths.
+#[derive(Debug)]
+enum Found {
+    Directory(PathBuf),
+    Memory(OsString),
+    Layers(OsString, Layers),
+}
+
+impl Found {
+    fn place(&self, mount_point: &OsStr) -> Result<Place, Failure> {
         match self {
-            Self::Directory(path) => Some(path),
-            Self::Memory(_) => None,
+            Self::Directory(source) => preflight::find_place(mount_point, Shown::Source(source)),
+            Self::Memory(_) => preflight::find_place(mount_point, Shown::Nothing),
+            Self::Layers(_, layers) => preflight::find_place(mount_point, Shown::Layers(&layers.shown())),
         }
     }
 
@@ -55,7 +72,7 @@ impl Served {
     fn name(&self) -> &OsStr {
         match self {
             Self::Directory(path) => path.as_os_str(),
-            Self::Memory(name) => name,
+            Self::Memory(name) | Self::Layers(name, _) => name,
         }
     }
 }
@@ -110,23 +127,26 @@ fn serve(order: &Order, reporter: Reporter) -> Result<(), Failure> {
     })?;
     daemon::raise_limits();
     preflight::check_machine(options)?;
-    let served = order.served.find()?;
-    let place = preflight::find_place(&order.mount_point, served.directory())?;
+    let found = order.served.find(options)?;
+    let place = found.place(&order.mount_point)?;
     if reporter == Reporter::Parent {
         daemon::leave_directory().map_err(|error| Failure::new(format!("cannot enter /: {error}")))?;
     }
     // A file's mode is the caller's business: the kernel or the backend applies the caller's umask, not ours.
     rustix::process::umask(rustix::fs::Mode::empty());
-    match &served {
-        Served::Directory(source) => {
+    match &found {
+        Found::Directory(source) => {
             let backend = passthrough(source, &place, options)?;
-            Start { order, served, place, reporter, behind }.serve(backend)
+            Start { order, found, place, reporter, behind }.serve(backend)
         }
-        Served::Memory(_) => {
-            let backend = Tmpfs::new(&in_memory(options))
-                .map_err(|error| Failure::new(format!("cannot make a file system in memory: {error}")))?;
-            Start { order, served, place, reporter, behind }.serve(backend)
+        Found::Memory(_) => {
+            let backend = Tmpfs::new(&in_memory(options)).map_err(|error| overlay::no_memory(&error))?;
+            Start { order, found, place, reporter, behind }.serve(backend)
         }
+        Found::Layers(_, layers) => match overlay::build(layers, &place.mount_point, options)? {
+            Built::OnDirectories(backend) => Start { order, found, place, reporter, behind }.serve(backend),
+            Built::InMemory(backend) => Start { order, found, place, reporter, behind }.serve(backend),
+        },
     }
 }
 
@@ -156,7 +176,8 @@ fn in_memory(options: &Options) -> splicefs_tmpfs::Options {
 /// Everything but the backend, checked and ready.
 struct Start<'a> {
     order: &'a Order,
-    served: Served,
+    /// Holds the locks of an overlay's directories until the session has ended.
+    found: Found,
     place: Place,
     reporter: Reporter,
     behind: Behind,
@@ -166,7 +187,7 @@ impl Start<'_> {
     fn serve<B: Backend>(self, backend: B) -> Result<(), Failure> {
         let Place { mount_point, created } = self.place;
         let max_read = session::max_read_bytes();
-        let request = Request::new(self.served.name(), &mount_point, &self.order.options, max_read);
+        let request = Request::new(self.found.name(), &mount_point, &self.order.options, max_read);
         sys::detach_from_mounts()
             .map_err(|error| Failure::new(format!("cannot use /proc, which must be mounted: {error}")))?;
         let signals = signals::catch()
@@ -181,7 +202,7 @@ impl Start<'_> {
         let created = created.keep();
         let announcement = match (self.reporter, self.order.manner.announce) {
             (Reporter::Person, false) => String::new(),
-            _ => announcement(&self.served, &self.order.options, &mount_point, created),
+            _ => announcement(&self.found, &self.order.options, &mount_point, created),
         };
         // Last of all the parent is told, which then says that all is well.
         let acting = signals.act(mounted.point().clone());
@@ -192,7 +213,7 @@ impl Start<'_> {
             return Err(Failure::new(format!("unmounted {} again: {error}", mount_point.display())));
         }
         self.behind.switch();
-        log::info!("{} is mounted on {}", self.served.name().display(), mount_point.display());
+        log::info!("{} is mounted on {}", self.found.name().display(), mount_point.display());
         log_ignored(&self.order.options);
         let result = running.wait();
         mounted.session_ended();
@@ -223,26 +244,34 @@ fn log_ignored(options: &Options) {
 }
 
 /// What a person needs next.
-fn announcement(served: &Served, options: &Options, mount_point: &Path, created: bool) -> String {
+fn announcement(found: &Found, options: &Options, mount_point: &Path, created: bool) -> String {
     let word = shell_word(mount_point);
-    let shown = served.name().display();
+    let shown = found.name().display();
     let mounted =
         format!("is mounted on {}{}", mount_point.display(), if created { " (created)" } else { "" });
-    match served {
-        Served::Directory(_) => {
+    match found {
+        Found::Directory(_) => {
             format!("splicefs: {shown} {mounted}; look: ls {word}; stop: splicefs unmount {word}")
         }
-        Served::Memory(_) => {
+        Found::Memory(_) => {
             let room = room(&in_memory(options));
             format!(
                 "splicefs: {shown} ({room}) {mounted}; look: df -h {word}; stop, and lose its files: splicefs unmount {word}"
+            )
+        }
+        Found::Layers(_, layers) => {
+            let (changes, stop) = overlay::announced(layers, options);
+            let count = layers.lowers.len() + usize::from(!options.overlay.has_no_upper());
+            let plural = if count == 1 { "" } else { "s" };
+            format!(
+                "splicefs: overlay of {count} layer{plural} {mounted}, {changes}; look: ls {word}; {stop}: splicefs unmount {word}"
             )
         }
     }
 }
 
 /// How much a mount in memory may hold.
-fn room(options: &splicefs_tmpfs::Options) -> String {
+pub(super) fn room(options: &splicefs_tmpfs::Options) -> String {
     match options.pages.map(NonZeroU64::get) {
         Some(pages) => format!("size {}", amount(pages.saturating_mul(splicefs_tmpfs::PAGE_BYTES))),
         None => "no size limit".to_owned(),
@@ -256,9 +285,9 @@ mod tests {
 
     #[test]
     fn the_announcement_can_be_pasted_into_a_shell() {
-        let served = Served::Directory("/s".into());
+        let found = Found::Directory("/s".into());
         let line =
-            |point: &str, created| announcement(&served, &Options::default(), Path::new(point), created);
+            |point: &str, created| announcement(&found, &Options::default(), Path::new(point), created);
         assert_eq!(
             line("/m", false),
             "splicefs: /s is mounted on /m; look: ls /m; stop: splicefs unmount /m"
@@ -271,13 +300,32 @@ mod tests {
     fn the_announcement_of_memory_says_how_much_and_that_it_is_lost() {
         let line = |list: &str| {
             let options = Options::parse(&[list], Unknown::Refuse).expect("good options");
-            announcement(&Served::Memory("tmpfs".into()), &options, Path::new("/m"), false)
+            announcement(&Found::Memory("tmpfs".into()), &options, Path::new("/m"), false)
         };
         assert_eq!(
             line("size=1g"),
             "splicefs: tmpfs (size 1.0 GiB) is mounted on /m; look: df -h /m; stop, and lose its files: splicefs unmount /m"
         );
         assert!(line("size=0").contains("tmpfs (no size limit) is"));
+    }
+
+    #[test]
+    fn the_announcement_of_an_overlay_says_where_changes_go() {
+        let line = |list: &str, changes| {
+            let options = Options::parse(&[list], Unknown::Refuse).expect("good options");
+            let found =
+                Found::Layers("overlay".into(), Layers { lowers: options.overlay.lowers.clone(), changes });
+            announcement(&found, &options, Path::new("/m"), true)
+        };
+        assert_eq!(
+            line("lowerdir=/a:/b", None),
+            "splicefs: overlay of 2 layers is mounted on /m (created), read-only for want of an upperdir; look: ls /m; stop: splicefs unmount /m"
+        );
+        assert!(line("lowerdir=/a", None).starts_with("splicefs: overlay of 1 layer is"));
+        assert_eq!(
+            line("lowerdir=/a,upper=tmpfs:size=1g", None),
+            "splicefs: overlay of 2 layers is mounted on /m (created), changes are kept in memory (size 1.0 GiB); look: ls /m; stop, and lose the changes: splicefs unmount /m"
+        );
     }
 
     #[test]

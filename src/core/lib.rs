@@ -8,6 +8,7 @@ mod attr;
 mod backend;
 mod error;
 mod id;
+mod layer;
 mod name;
 mod plan;
 pub mod sys;
@@ -22,6 +23,7 @@ pub use backend::{
 };
 pub use error::{Errno, Error, Fault, Result};
 pub use id::{Cookie, HandleId, NodeId};
+pub use layer::{FileHandle, Layer};
 pub use name::Name;
 pub use plan::{CopyReason, FileExtent, ReadPlan, Segment, Span, Via};
 pub use sys::creds::Caller;

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Access as Permission;
+use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
 use super::{dead, device, fusermount, mountinfo, unmount};
@@ -98,15 +99,36 @@ impl Drop for Created {
     }
 }
 
-/// Finds and checks the mount point; makes it when only its last part is missing. `source` is the directory that will
-/// be served, if it is one, as [`find_source`] found it.
+/// The directories that will be served, as [`find_directory`] found them.
+#[derive(Clone, Copy, Debug)]
+pub enum Shown<'a> {
+    /// None.
+    Nothing,
+    /// A directory that is mirrored.
+    Source(&'a Path),
+    /// Directories that are merged, and are reached without their paths from the start on.
+    Layers(&'a [&'a Path]),
+}
+
+impl Shown<'_> {
+    /// Whether the mount shows what it covers.
+    fn includes(self, mount_point: &Path) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Source(source) => source == mount_point,
+            Self::Layers(layers) => layers.contains(&mount_point),
+        }
+    }
+}
+
+/// Finds and checks the mount point for what will be `shown`; makes it when only its last part is missing.
 ///
 /// # Errors
 /// One line that says what to do.
-pub fn find_place(mount_point: &OsStr, source: Option<&Path>) -> Result<Place, Failure> {
+pub fn find_place(mount_point: &OsStr, shown: Shown<'_>) -> Result<Place, Failure> {
     let (mount_point, created) = find_mount_point(Path::new(mount_point))?;
-    let over_itself = source == Some(&mount_point);
-    if let Some(source) = source
+    let over_itself = shown.includes(&mount_point);
+    if let Shown::Source(source) = shown
         && source.starts_with(&mount_point)
         && !over_itself
     {
@@ -128,20 +150,21 @@ pub fn find_place(mount_point: &OsStr, source: Option<&Path>) -> Result<Place, F
     Ok(Place { mount_point, created })
 }
 
-/// Finds and checks a directory to be served: absolute and without symbolic links.
+/// Finds and checks a directory to be served, in messages called `what`: absolute and without symbolic links.
 ///
 /// # Errors
 /// One line that says what to do.
-pub fn find_source(given: &Path) -> Result<PathBuf, Failure> {
-    let path = given.canonicalize().map_err(|error| source_failure(given, &error))?;
+pub fn find_directory(what: &str, given: &Path) -> Result<PathBuf, Failure> {
+    let failure = |error: io::Error| directory_failure(what, given, &error);
+    let path = given.canonicalize().map_err(failure)?;
     // Also asks a dead mount, which canonicalize need not have done.
-    let meta = path.metadata().map_err(|error| source_failure(given, &error))?;
+    let meta = path.metadata().map_err(failure)?;
     if !meta.is_dir() {
-        return Err(Failure::new(format!("source {} is not a directory", given.display())));
+        return Err(Failure::new(format!("{what} {} is not a directory", given.display())));
     }
     if rustix::fs::access(&path, Permission::READ_OK | Permission::EXEC_OK).is_err() {
         return Err(Failure::new(format!(
-            "you may not read and enter source {0}: see its permissions (`ls -ld {1}`)",
+            "you may not read and enter {what} {0}: see its permissions (`ls -ld {1}`)",
             given.display(),
             shell_word(given)
         )));
@@ -149,16 +172,32 @@ pub fn find_source(given: &Path) -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
-fn source_failure(given: &Path, error: &io::Error) -> Failure {
+/// Checks that a directory, found at `path`, can be written to.
+///
+/// # Errors
+/// One line that says what to do.
+pub fn check_writable(what: &str, given: &Path, path: &Path) -> Result<(), Failure> {
+    let shown = given.display();
+    match rustix::fs::access(path, Permission::WRITE_OK | Permission::EXEC_OK) {
+        Ok(()) => Ok(()),
+        Err(Errno::ROFS) => Err(Failure::new(format!("{what} {shown} is on a read-only file system"))),
+        Err(_) => Err(Failure::new(format!(
+            "you may not write to {what} {shown}: see its permissions (`ls -ld {}`)",
+            shell_word(given)
+        ))),
+    }
+}
+
+fn directory_failure(what: &str, given: &Path, error: &io::Error) -> Failure {
     let shown = given.display();
     Failure::new(match error.raw_os_error() {
-        Some(libc::ENOENT) if given.as_os_str().is_empty() => "the source is an empty name".to_owned(),
-        Some(libc::ENOENT) => format!("source {shown} does not exist"),
-        Some(libc::ENOTDIR) => format!("source {shown} is not a directory"),
+        Some(libc::ENOENT) if given.as_os_str().is_empty() => format!("the {what} is an empty name"),
+        Some(libc::ENOENT) => format!("{what} {shown} does not exist"),
+        Some(libc::ENOTDIR) => format!("{what} {shown} is not a directory"),
         _ if dead::is_from_dead_mount(error) => {
-            format!("source {shown} {}", in_dead_mount(given))
+            format!("{what} {shown} {}", in_dead_mount(given))
         }
-        _ => format!("cannot use source {shown}: {error}"),
+        _ => format!("cannot use {what} {shown}: {error}"),
     })
 }
 
@@ -259,7 +298,7 @@ mod tests {
     use super::*;
 
     fn check(source: &Path, mount_point: &Path) -> Result<Place, Failure> {
-        find_place(mount_point.as_os_str(), Some(&find_source(source)?))
+        find_place(mount_point.as_os_str(), Shown::Source(&find_directory("source", source)?))
     }
 
     #[test]
@@ -305,8 +344,11 @@ mod tests {
         assert!(root.join("mnt").exists());
         assert!(!check("src", "mnt").created.keep());
         assert_eq!(check("src", "src/inside").mount_point, root.join("src/inside"), "inside the source");
-        let sourceless = find_place(root.join("mnt").as_os_str(), None).expect("a good place");
+        let sourceless = find_place(root.join("mnt").as_os_str(), Shown::Nothing).expect("a good place");
         assert_eq!(sourceless.mount_point, root.join("mnt"));
+        let layers = [&*root.join("src/inside"), &root.join("src")];
+        let over = find_place(root.join("src").as_os_str(), Shown::Layers(&layers)).expect("over its layers");
+        assert_eq!(over.mount_point, root.join("src"));
     }
 
     #[test]

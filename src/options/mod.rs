@@ -2,6 +2,9 @@
 //!
 //! [`table`] declares every option once; parsing, the check for unknown names and the help all read it.
 
+mod ids;
+mod lowers;
+mod overlay;
 mod table;
 mod text;
 mod values;
@@ -12,6 +15,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use lowers::{LOWERS_MAX, LowerDir};
+pub use overlay::{OverlayOptions, XattrPermissions};
 pub use table::{Group, help_rows};
 pub use text::escape;
 pub(crate) use text::for_fusermount;
@@ -21,10 +26,12 @@ use splicefs_tmpfs::{Atime, Resize};
 
 use crate::failure::Failure;
 use crate::session::{DEFAULT_SPLICE_MIN, SpliceMode};
-use table::{Elsewhere, SPECS, Spec, Takes};
+use table::{Elsewhere, Spec, Takes};
 
 /// The subtype unless the person says otherwise: the mount is listed as `fuse.splicefs`.
 pub const DEFAULT_SUBTYPE: &str = "splicefs";
+/// Of a longer value, a message shows so many characters.
+const VALUE_SHOWN_MAX: usize = 120;
 
 /// Who may use the mount besides the user who mounted it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,17 +51,20 @@ pub enum BackendName {
     Passthrough,
     /// Keeps everything in memory.
     Tmpfs,
+    /// Merges directories.
+    Overlay,
 }
 
 impl BackendName {
     /// Every backend, for messages and help.
-    pub const ALL: [Self; 2] = [Self::Passthrough, Self::Tmpfs];
+    pub const ALL: [Self; 3] = [Self::Passthrough, Self::Tmpfs, Self::Overlay];
 
     /// As the command line spells it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Passthrough => "passthrough",
             Self::Tmpfs => "tmpfs",
+            Self::Overlay => "overlay",
         }
     }
 }
@@ -122,6 +132,8 @@ pub struct Options {
     pub root_gid: Option<u32>,
     /// `inode32` (tmpfs).
     pub inode32: bool,
+    /// What is merged, and how (overlay).
+    pub overlay: OverlayOptions,
     /// Options that are accepted because mount(8) and fstab hand them over and that do nothing here.
     pub ignored: Vec<OsString>,
     /// What only one backend has, until [`Options::for_backend`] has looked at it.
@@ -155,6 +167,7 @@ impl Default for Options {
             root_uid: None,
             root_gid: None,
             inode32: false,
+            overlay: OverlayOptions::default(),
             ignored: Vec::new(),
             particular: Vec::new(),
         }
@@ -168,6 +181,9 @@ pub enum Unknown {
     Refuse,
     /// Pass over it and list it among the ignored: mount(8)'s `-s` ("sloppy").
     Ignore,
+    /// The same, but what is known and cannot be had is refused: it would be missed. Container engines hand over what
+    /// is meant for others, such as `context="..."`.
+    PassOver,
 }
 
 impl Options {
@@ -179,15 +195,20 @@ impl Options {
     pub fn parse<T: AsRef<OsStr>>(lists: &[T], unknown: Unknown) -> Result<Self, Failure> {
         let mut options = Self::default();
         for list in lists {
-            for element in text::split(list.as_ref().as_bytes()) {
+            let mut elements = text::split(list.as_ref().as_bytes());
+            if unknown == Unknown::PassOver {
+                elements = text::rejoin_quoted(&elements, |name| table::find(name).is_none());
+            }
+            for element in elements {
                 options.apply(&element, unknown)?;
             }
         }
         Ok(options)
     }
 
-    fn apply(&mut self, element: &[u8], unknown: Unknown) -> Result<(), Failure> {
-        let (name, value) = text::name_and_value(element);
+    fn apply(&mut self, raw: &[u8], unknown: Unknown) -> Result<(), Failure> {
+        let element = text::unescape(raw);
+        let (name, value) = text::name_and_value(&element);
         // Not with `-s` either: it would mount a second time.
         if name == b"remount" {
             return Err(Failure::usage(
@@ -195,35 +216,39 @@ impl Options {
             ));
         }
         let Some(spec) = table::find(name) else {
-            if unknown == Unknown::Ignore {
-                self.ignored.push(OsStr::from_bytes(element).to_owned());
-                return Ok(());
+            if unknown == Unknown::Refuse {
+                return Err(unknown_option(name));
             }
-            return Err(unknown_option(name));
+            self.ignored.push(OsStr::from_bytes(&element).to_owned());
+            return Ok(());
         };
         match (spec.takes, value) {
             (Takes::Nothing(set), None) => set(self),
             (Takes::Nothing(_), Some(_)) => {
                 return Err(Failure::usage(format!("option `{}` takes no value: write it alone", spec.name)));
             }
-            (Takes::Value { form, .. }, None) => {
+            (Takes::Value { form, .. } | Takes::Escaped { form, .. }, None) => {
                 return Err(Failure::usage(format!("option `{0}` needs a value: {0}={form}", spec.name)));
             }
             (Takes::Value { set, .. }, Some(value)) => {
                 set(self, OsStr::from_bytes(value)).map_err(|expected| bad_value(spec, value, &expected))?;
             }
+            (Takes::Escaped { set, .. }, Some(_)) => {
+                let value = text::name_and_value(raw).1.unwrap_or_default();
+                set(self, OsStr::from_bytes(value)).map_err(|expected| bad_value(spec, value, &expected))?;
+            }
             (Takes::Ignored | Takes::IgnoredPrefix, _) => {
-                self.ignored.push(OsStr::from_bytes(element).to_owned());
+                self.ignored.push(OsStr::from_bytes(&element).to_owned());
             }
             (Takes::Refused(_), _) if unknown == Unknown::Ignore => {
-                self.ignored.push(OsStr::from_bytes(element).to_owned());
+                self.ignored.push(OsStr::from_bytes(&element).to_owned());
             }
             (Takes::Refused(reason), _) => {
                 return Err(Failure::usage(format!("option `{}` is not to be had: {reason}", spec.name)));
             }
         }
         if spec.group.backend().is_some() {
-            self.particular.push(Particular { spec, element: OsStr::from_bytes(element).to_owned() });
+            self.particular.push(Particular { spec, element: OsStr::from_bytes(&element).to_owned() });
         }
         Ok(())
     }
@@ -258,12 +283,22 @@ impl Options {
         if backend != BackendName::Tmpfs && self.atime == Atime::Strict {
             self.atime = Atime::Relative;
         }
+        if backend == BackendName::Overlay {
+            self.overlay.check()?;
+            self.read_only |= self.overlay.has_no_upper();
+        }
         Ok(self)
     }
 }
 
 fn bad_value(spec: &Spec, value: &[u8], expected: &str) -> Failure {
-    Failure::usage(format!("option `{}={}`: expected {expected}", spec.name, String::from_utf8_lossy(value)))
+    let text = String::from_utf8_lossy(value);
+    let cut = text
+        .char_indices()
+        .nth(VALUE_SHOWN_MAX)
+        .map_or(String::new(), |(at, _)| format!("{}...", &text[..at]));
+    let shown = if cut.is_empty() { &*text } else { &cut };
+    Failure::usage(format!("option `{}={shown}`: expected {expected}", spec.name))
 }
 
 fn unknown_option(name: &[u8]) -> Failure {
@@ -276,7 +311,7 @@ fn unknown_option(name: &[u8]) -> Failure {
 fn nearest(name: &str) -> Option<&'static str> {
     let length = name.chars().count();
     let lower = name.to_lowercase();
-    let useful = SPECS.iter().filter(|spec| spec.group.is_useful()).map(|spec| spec.name);
+    let useful = table::all().filter(|spec| spec.group.is_useful()).map(|spec| spec.name);
     let far = |known: &str| strsim::damerau_levenshtein(&lower, known);
     let known = useful.min_by_key(|known| far(known))?;
     (length > 3 && far(known) <= (length / 3).max(2)).then_some(known)

@@ -1,5 +1,7 @@
 //! Every mount option, once: its name, what it takes and does, and its line in the help.
 
+mod overlay;
+
 use std::ffi::OsStr;
 
 use splicefs_tmpfs::Atime;
@@ -15,6 +17,8 @@ pub enum Group {
     Passthrough,
     /// For the tmpfs backend.
     Tmpfs,
+    /// For the overlay backend.
+    Overlay,
     /// Accepted because mount(8) and fstab hand it over; does nothing here.
     DoesNothing,
     /// Known from the kernel's file systems, and never accepted.
@@ -27,6 +31,7 @@ impl Group {
         match self {
             Self::Passthrough => Some(BackendName::Passthrough),
             Self::Tmpfs => Some(BackendName::Tmpfs),
+            Self::Overlay => Some(BackendName::Overlay),
             Self::Common | Self::DoesNothing | Self::Refused => None,
         }
     }
@@ -50,6 +55,12 @@ pub(super) enum Takes {
     Nothing(fn(&mut Options)),
     /// A value, `form` in the help; the error of `set` says what is expected.
     Value {
+        form: &'static str,
+        set: fn(&mut Options, &OsStr) -> Result<(), String>,
+    },
+    /// The same, for a value in which a backslash can stand before more characters than in others: `set` gets it with
+    /// every backslash that was written.
+    Escaped {
         form: &'static str,
         set: fn(&mut Options, &OsStr) -> Result<(), String>,
     },
@@ -128,13 +139,13 @@ const NO_QUOTAS: &str =
 /// Why names are bytes.
 const NO_CASEFOLD: &str = "names are told apart byte by byte";
 
-/// The table.
-pub(super) const SPECS: &[Spec] = &[
+/// The options of every backend, but [`overlay::SPECS`].
+const SPECS: &[Spec] = &[
     value(
         "backend",
         "NAME",
         |o, v| set(&mut o.backend, values::backend(v).map(Some)),
-        "serve from this backend (`splicefs SRC MNT -o backend=NAME`): passthrough or tmpfs",
+        "serve from this backend (`splicefs SRC MNT -o backend=NAME`): passthrough, tmpfs or overlay",
     ),
     flag(
         "allow_other",
@@ -179,7 +190,7 @@ pub(super) const SPECS: &[Spec] = &[
         "fsname",
         "NAME",
         |o, v| set(&mut o.fsname, values::fsname(v).map(Some)),
-        "the source shown by findmnt and df (default: SRC, or tmpfs)",
+        "the source shown by findmnt and df (default: SRC, tmpfs or overlay)",
     ),
     value(
         "subtype",
@@ -269,12 +280,12 @@ pub(super) const SPECS: &[Spec] = &[
     tmpfs_alone(flag(
         "relatime",
         |o| o.atime = Atime::Relative,
-        "update access times once after each change, and once a day (default); does nothing in passthrough",
+        "update access times once after each change, and once a day (default); does nothing elsewhere",
     )),
     tmpfs_alone(flag(
         "strictatime",
         |o| o.atime = Atime::Strict,
-        "update access times with every read that reaches the daemon; does nothing in passthrough",
+        "update access times with every read that reaches the daemon; does nothing elsewhere",
     )),
     tmpfs_alone(flag("nostrictatime", not_strict, "undo strictatime")),
     tmpfs(value(
@@ -344,9 +355,14 @@ fn not_strict(options: &mut Options) {
     }
 }
 
+/// Every option.
+pub(super) fn all() -> impl Iterator<Item = &'static Spec> {
+    SPECS.iter().chain(overlay::SPECS)
+}
+
 /// The option called `name`.
 pub(super) fn find(name: &[u8]) -> Option<&'static Spec> {
-    SPECS.iter().find(|spec| match spec.takes {
+    all().find(|spec| match spec.takes {
         Takes::IgnoredPrefix => name.starts_with(spec.name.as_bytes()),
         _ => name == spec.name.as_bytes(),
     })
@@ -355,9 +371,9 @@ pub(super) fn find(name: &[u8]) -> Option<&'static Spec> {
 /// The options of `group` for the help: how each is written, and what it does.
 pub fn help_rows(group: Group) -> Vec<(String, &'static str)> {
     let written = |spec: &Spec| match spec.takes {
-        Takes::Value { form, .. } => format!("{}={form}", spec.name),
+        Takes::Value { form, .. } | Takes::Escaped { form, .. } => format!("{}={form}", spec.name),
         Takes::IgnoredPrefix => format!("{}*", spec.name),
         Takes::Nothing(_) | Takes::Ignored | Takes::Refused(_) => spec.name.to_owned(),
     };
-    SPECS.iter().filter(|spec| spec.group == group).map(|spec| (written(spec), spec.help)).collect()
+    all().filter(|spec| spec.group == group).map(|spec| (written(spec), spec.help)).collect()
 }

@@ -206,7 +206,7 @@ fn a_bad_value_says_what_is_expected() {
         ("fsname=", "a name"),
         ("fsname=a\nb", "a name"),
         ("log=", "a file"),
-        ("backend=nfs", "`passthrough` or `tmpfs`"),
+        ("backend=nfs", "`passthrough`, `tmpfs` or `overlay`"),
         ("size=lots", "`512m`"),
         ("size", "size=SIZE"),
         ("nr_blocks=-1", "pages of 4 KiB"),
@@ -234,10 +234,10 @@ fn a_bad_value_says_what_is_expected() {
 
 #[test]
 fn names_are_declared_once_and_described() {
-    for (at, spec) in SPECS.iter().enumerate() {
-        assert!(SPECS[..at].iter().all(|other| other.name != spec.name), "{} twice", spec.name);
+    for (at, spec) in table::all().enumerate() {
+        assert!(table::all().take(at).all(|other| other.name != spec.name), "{} twice", spec.name);
     }
-    for group in [Group::Common, Group::Passthrough, Group::Tmpfs] {
+    for group in [Group::Common, Group::Passthrough, Group::Tmpfs, Group::Overlay] {
         for (written, help) in help_rows(group) {
             assert!(!help.is_empty(), "{written}");
         }

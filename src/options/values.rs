@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::{Group, User};
+use splicefs_overlay::{Redirect, Xino};
 
 use super::BackendName;
 use crate::session::SpliceMode;
@@ -32,7 +33,49 @@ pub(super) fn backend(value: &OsStr) -> Value<BackendName> {
 
 /// The names of all backends, as a sentence lists them.
 pub(crate) fn backends() -> String {
-    BackendName::ALL.map(|backend| format!("`{}`", backend.name())).join(" or ")
+    let names = BackendName::ALL.map(|backend| format!("`{}`", backend.name()));
+    let [others @ .., last] = &names;
+    format!("{} or {last}", others.join(", "))
+}
+
+pub(super) fn on_or_off(value: &OsStr) -> Value<bool> {
+    match utf8(value) {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("`on` or `off`".to_owned()),
+    }
+}
+
+pub(super) fn zero_or_one(value: &OsStr) -> Value<bool> {
+    match utf8(value) {
+        "1" => Ok(true),
+        "0" => Ok(false),
+        _ => Err("`0` or `1`".to_owned()),
+    }
+}
+
+/// For what cannot be turned on, because of `reason`.
+pub(super) fn only_off(value: &OsStr, reason: &str) -> Value<()> {
+    if utf8(value) == "off" { Ok(()) } else { Err(format!("`off`: {reason}")) }
+}
+
+/// The kernel's `off` follows redirects unless its module parameter `redirect_always_follow` says otherwise.
+pub(super) fn redirect(value: &OsStr) -> Value<Redirect> {
+    match utf8(value) {
+        "on" => Ok(Redirect::On),
+        "copy" => Ok(Redirect::Copy),
+        "follow" | "off" => Ok(Redirect::Follow),
+        "nofollow" => Ok(Redirect::NoFollow),
+        _ => Err("`on`, `copy`, `follow`, `nofollow` or `off`".to_owned()),
+    }
+}
+
+pub(super) fn xino(value: &OsStr) -> Value<Xino> {
+    match utf8(value) {
+        "on" | "auto" => Ok(Xino::On),
+        "off" => Ok(Xino::Off),
+        _ => Err("`on`, `auto` or `off`".to_owned()),
+    }
 }
 
 pub(super) fn seconds(value: &OsStr) -> Value<Duration> {

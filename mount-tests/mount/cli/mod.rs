@@ -1,6 +1,7 @@
 //! What a person or a script at the command line meets: starting, failing, stopping.
 
 mod options;
+mod overlay;
 mod surprises;
 mod tmpfs;
 
@@ -213,7 +214,17 @@ fn help_and_version_are_given() {
     let help = run(command().arg("--help"));
     assert_success(&help);
     let text = stdout(&help);
-    for word in ["passthrough", "tmpfs", "unmount", "resize", "stats", "/mnt", "Mount options of tmpfs"] {
+    for word in [
+        "passthrough",
+        "tmpfs",
+        "overlay",
+        "unmount",
+        "resize",
+        "stats",
+        "/mnt",
+        "Mount options of tmpfs",
+        "Mount options of overlay",
+    ] {
         assert!(text.contains(word), "`{word}` is missing in the help");
     }
 }

@@ -81,7 +81,7 @@ fn what_cannot_be_meant_is_refused() {
         assert_complains(&place.mount(&[]), &["already", "splicefs unmount"]);
         assert_success(&place.unmount());
     }
-    for words in [["passthru", "a", "b"], ["overlay", "a", "b"], ["mount", "a", "b"]] {
+    for words in [["passthru", "a", "b"], ["overlays", "a", "b"], ["mount", "a", "b"]] {
         assert_complains(&run(command().args(words)), &["is no command", "passthrough"]);
     }
     assert_complains(&run(command().args(["-f", "passthrough", "a", "b"])), &["behind the command"]);

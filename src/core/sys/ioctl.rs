@@ -67,6 +67,33 @@ pub fn block_device_size(fd: impl AsFd) -> Result<u64> {
     if result < 0 { Err(std::io::Error::last_os_error().into()) } else { Ok(size) }
 }
 
+/// `struct fsuuid2` (include/uapi/linux/fs.h).
+#[repr(C)]
+#[derive(Default)]
+struct FsUuid {
+    len: u8,
+    uuid: [u8; 16],
+}
+
+/// The UUID of the file system that holds `fd`, which is not `O_PATH` (`FS_IOC_GETFSUUID`, linux 6.9); a shorter one is
+/// filled up with zeros.
+///
+/// # Errors
+/// `ENOTTY` where the file system has none or the kernel does not know the question.
+pub fn file_system_uuid(fd: impl AsFd) -> Result<[u8; 16]> {
+    const FS_IOC_GETFSUUID: libc::c_ulong = 0x8011_1500;
+    let mut answer = FsUuid::default();
+    // SAFETY: FS_IOC_GETFSUUID writes one `struct fsuuid2`, to a variable that outlives the call.
+    #[allow(unsafe_code)]
+    let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), FS_IOC_GETFSUUID, &raw mut answer) };
+    if result < 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    let len = usize::from(answer.len).min(answer.uuid.len());
+    answer.uuid[len..].fill(0);
+    Ok(answer.uuid)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,10 +1,13 @@
 //! System calls that no library wraps as we need them, and the process-wide facts they depend on.
 //!
-//! The only unsafe code of the project is in here, and of that only [`ioctl`] and [`memory`] have any.
+//! The only unsafe code of the project is in here, and of that only [`handle`], [`ioctl`], [`memory`] and [`mount`] have
+//! any.
 
 pub mod creds;
+pub mod handle;
 pub mod ioctl;
 pub mod memory;
+pub mod mount;
 mod proc;
 
 pub use proc::{Activity, activity, detach_from_mounts, fd_path, open_proc, reopen};

@@ -1,0 +1,250 @@
+//! The overlay as the serving code sees it.
+
+use std::ffi::CStr;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use splicefs_core::{
+    Attr, Backend, Caller, Cookie, CreateFlags, DirSink, Entry, Errno, Ioctl, Layer, Make, Name, NodeId,
+    OpenFlags, Opened, Ownership, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span, StatFs, WriteMode,
+    XattrFlags,
+};
+
+use crate::file::File;
+use crate::listing::Dir;
+use crate::node::{LowerNode, Node};
+use crate::{Overlay, copyup};
+
+impl<L: Layer, U: Layer> Overlay<L, U> {
+    /// The target of a symbolic link of a lower layer.
+    pub(crate) fn readlink_lower(&self, lower: &LowerNode<L>) -> Result<Vec<u8>> {
+        self.lowers[lower.layer].layer.readlink(&Caller::DAEMON, &lower.node)
+    }
+}
+
+impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
+    type Node = Node<L, U>;
+    type File = File<L, U>;
+    type Dir = Dir<L, U>;
+
+    const NAME: &'static str = "overlay";
+    const OWNERSHIP: Ownership = Ownership::Exclusive;
+
+    fn root(&self) -> Arc<Self::Node> {
+        self.root.clone()
+    }
+
+    fn id(&self, node: &Self::Node) -> NodeId {
+        node.id
+    }
+
+    fn lookup(&self, parent: &Arc<Self::Node>, name: &Name) -> Result<Entry<Self::Node>> {
+        let state = parent.dir.as_ref().ok_or(Errno::ENOTDIR)?;
+        let _entries = state.entries.read();
+        Ok(self.find(parent, name)?.ok_or(Errno::ENOENT)?)
+    }
+
+    fn getattr(&self, node: &Arc<Self::Node>, file: Option<&Self::File>) -> Result<Attr> {
+        match file {
+            Some(file) => self.file_attr(node, file),
+            None => self.attr(node),
+        }
+    }
+
+    fn setattr(
+        &self,
+        caller: &Caller,
+        node: &Arc<Self::Node>,
+        file: Option<&Self::File>,
+        change: &SetAttr,
+    ) -> Result<Attr> {
+        self.set_attr(caller, node, file, change)
+    }
+
+    fn readlink(&self, caller: &Caller, node: &Arc<Self::Node>) -> Result<Vec<u8>> {
+        match (&self.upper, node.upper()) {
+            (Some(upper), Some(counterpart)) => upper.layer.readlink(caller, counterpart),
+            _ => self.readlink_lower(Self::topmost(node)?),
+        }
+    }
+
+    fn make(
+        &self,
+        caller: &Caller,
+        parent: &Arc<Self::Node>,
+        name: &Name,
+        what: Make<'_>,
+    ) -> Result<Entry<Self::Node>> {
+        self.make_node(caller, parent, name, what)
+    }
+
+    fn link(
+        &self,
+        node: &Arc<Self::Node>,
+        parent: &Arc<Self::Node>,
+        name: &Name,
+    ) -> Result<Entry<Self::Node>> {
+        self.link_node(node, parent, name)
+    }
+
+    fn unlink(&self, parent: &Arc<Self::Node>, name: &Name) -> Result<()> {
+        self.remove(parent, name, false)
+    }
+
+    fn rmdir(&self, parent: &Arc<Self::Node>, name: &Name) -> Result<()> {
+        self.remove(parent, name, true)
+    }
+
+    fn rename(
+        &self,
+        _caller: &Caller,
+        from: (&Arc<Self::Node>, &Name),
+        to: (&Arc<Self::Node>, &Name),
+        flags: RenameFlags,
+    ) -> Result<()> {
+        self.rename_node(from, to, flags)
+    }
+
+    fn open(&self, caller: &Caller, node: &Arc<Self::Node>, flags: OpenFlags) -> Result<Opened<Self::File>> {
+        self.open_file(caller, node, flags)
+    }
+
+    fn create(
+        &self,
+        caller: &Caller,
+        parent: &Arc<Self::Node>,
+        name: &Name,
+        mode: u32,
+        flags: CreateFlags,
+    ) -> Result<(Entry<Self::Node>, Opened<Self::File>)> {
+        self.create_file(caller, parent, name, mode, flags)
+    }
+
+    fn tmpfile(
+        &self,
+        caller: &Caller,
+        parent: &Arc<Self::Node>,
+        mode: u32,
+        flags: CreateFlags,
+    ) -> Result<(Entry<Self::Node>, Opened<Self::File>)> {
+        self.create_nameless(caller, parent, mode, flags)
+    }
+
+    fn plan_read(&self, file: &Self::File, span: Span, execute: &mut dyn FnMut(&ReadPlan<'_>)) -> Result<()> {
+        self.plan(file, span, execute)
+    }
+
+    fn mode(&self, file: &Self::File) -> Result<u32> {
+        self.file_mode(file)
+    }
+
+    fn write(
+        &self,
+        caller: &Caller,
+        file: &Self::File,
+        offset: u64,
+        data: &[u8],
+        mode: WriteMode,
+    ) -> Result<usize> {
+        self.on_upper(file, |layer, real| layer.write(caller, real, offset, data, mode))
+    }
+
+    fn flush(&self, file: &Self::File) -> Result<()> {
+        self.flush_file(file)
+    }
+
+    fn fsync(&self, file: &Self::File, data_only: bool) -> Result<()> {
+        self.fsync_file(file, data_only)
+    }
+
+    fn fallocate(&self, caller: &Caller, file: &Self::File, mode: u32, offset: u64, len: u64) -> Result<()> {
+        self.on_upper(file, |layer, real| layer.fallocate(caller, real, mode, offset, len))
+    }
+
+    fn seek(&self, file: &Self::File, offset: u64, to: SeekTo) -> Result<u64> {
+        self.seek_file(file, offset, to)
+    }
+
+    fn copy_range(
+        &self,
+        caller: &Caller,
+        from: (&Self::File, u64),
+        to: (&Self::File, u64),
+        len: usize,
+    ) -> Result<usize> {
+        self.copy_between(caller, from, to, len)
+    }
+
+    fn pollable<'f>(&self, _file: &'f Self::File) -> Option<BorrowedFd<'f>> {
+        None
+    }
+
+    fn ioctl_file(&self, file: &Self::File, request: Ioctl<'_>) -> Result<(i32, Vec<u8>)> {
+        self.ioctl(file, request)
+    }
+
+    fn ioctl_dir(&self, dir: &Self::Dir, request: Ioctl<'_>) -> Result<(i32, Vec<u8>)> {
+        if splicefs_core::sys::ioctl::changes_attributes(request.command) {
+            self.copy_up(&dir.node, copyup::Need::Attributes)?;
+        }
+        match (&self.upper, dir.node.upper()) {
+            (Some(upper), Some(counterpart)) => {
+                upper.layer.ioctl_dir(&upper.layer.opendir(counterpart)?, request)
+            }
+            _ => {
+                let lower = Self::topmost(&dir.node)?;
+                let layer = &self.lowers[lower.layer].layer;
+                layer.ioctl_dir(&layer.opendir(&lower.node)?, request)
+            }
+        }
+    }
+
+    fn opendir(&self, node: &Arc<Self::Node>) -> Result<Self::Dir> {
+        self.open_dir(node)
+    }
+
+    fn read_dir(&self, dir: &Self::Dir, from: Cookie, _hint: usize, sink: &mut DirSink<'_>) -> Result<()> {
+        self.read_open_dir(dir, from, sink)
+    }
+
+    fn fsyncdir(&self, dir: &Self::Dir, data_only: bool) -> Result<()> {
+        let (Some(upper), Some(counterpart)) = (&self.upper, dir.node.upper()) else { return Ok(()) };
+        if self.config.volatile {
+            return Ok(());
+        }
+        upper.layer.fsyncdir(&upper.layer.opendir(counterpart)?, data_only)
+    }
+
+    fn statfs(&self, _node: &Arc<Self::Node>) -> Result<StatFs> {
+        match (&self.upper, self.root.upper()) {
+            (Some(upper), Some(root)) => upper.layer.statfs(root),
+            _ => {
+                let lower = Self::topmost(&self.root)?;
+                self.lowers[lower.layer].layer.statfs(&lower.node)
+            }
+        }
+    }
+
+    fn getxattr(&self, node: &Arc<Self::Node>, name: &CStr, limit: usize) -> Result<Vec<u8>> {
+        self.get_xattr(node, name, limit)
+    }
+
+    fn listxattr(&self, node: &Arc<Self::Node>, limit: usize) -> Result<Vec<u8>> {
+        self.list_xattr(node, limit)
+    }
+
+    fn setxattr(
+        &self,
+        caller: &Caller,
+        node: &Arc<Self::Node>,
+        name: &CStr,
+        value: &[u8],
+        flags: XattrFlags,
+    ) -> Result<()> {
+        self.set_xattr(caller, node, name, value, flags)
+    }
+
+    fn removexattr(&self, node: &Arc<Self::Node>, name: &CStr) -> Result<()> {
+        self.remove_xattr(node, name)
+    }
+}

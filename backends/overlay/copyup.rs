@@ -1,0 +1,378 @@
+//! Copying up: a node of a lower layer gets a counterpart in the upper one before it is changed
+//! (fs/overlayfs/copy_up.c).
+//!
+//! The counterpart is made complete where no one sees it, and one link or rename shows it. What is copied is owned and
+//! may do what the lower one is and may, and nothing else. Of several who want the same node copied, one copies and the
+//! others wait; nobody waits for the copying of another node's data.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use splicefs_core::{
+    Attr, Caller, CreateFlags, Errno, Error, FileKind, Layer, Make, Name, OpenFlags, Result, SetAttr,
+    SetTime, XattrFlags,
+};
+
+use crate::Overlay;
+use crate::data::{self, Open};
+use crate::index;
+use crate::marks::Mark;
+use crate::node::{Key, LowerNode, Node, Place};
+use crate::work::Changes;
+
+/// The longest list of attributes, and the longest value of one (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+const XATTR_MAX: usize = 64 * 1024;
+/// Who loses the race for a directory that is being renamed this often is told so.
+const ATTEMPTS: usize = 64;
+/// An attribute that chown(2) and writing clear.
+const CAPABILITY: &std::ffi::CStr = c"security.capability";
+
+/// What of a regular file is needed in the upper layer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Need {
+    /// Its attributes; its data too, unless metacopy=on lets that wait.
+    Attributes,
+    /// Everything.
+    All,
+    /// Everything up to this length, to which it is about to be truncated.
+    Upto(u64),
+}
+
+/// A counterpart that no one sees yet.
+struct Prepared<U: Layer> {
+    node: Arc<U::Node>,
+    /// Its name in the work directory; without one, it is linked.
+    temp: Option<Name>,
+    /// Keeps a file without a name alive until it has one.
+    file: Option<U::File>,
+    /// What it says of the lower file it is a copy of.
+    origin: Option<Vec<u8>>,
+    /// Number of names, where it is to be found by all of them.
+    links: Option<u32>,
+    metacopy: bool,
+}
+
+impl<L: Layer, U: Layer> Overlay<L, U> {
+    /// The counterpart of `node` in the upper layer, made if there is none.
+    ///
+    /// # Errors
+    /// `EROFS` without an upper layer, and whatever keeps the copy from being complete. Nothing has changed then.
+    pub(crate) fn copy_up(&self, node: &Arc<Node<L, U>>, need: Need) -> Result<Arc<U::Node>> {
+        let upper = self.changes()?;
+        if let Some(counterpart) = self.copied(node, need) {
+            return Ok(counterpart);
+        }
+        let _copying = node.copying.lock();
+        if let Some(counterpart) = self.copied(node, need) {
+            return Ok(counterpart);
+        }
+        if let Some(counterpart) = node.upper() {
+            self.copy_up_data(upper, node, counterpart, need)?;
+            return Ok(counterpart.clone());
+        }
+        if let Place::At(parent, _) = node.place() {
+            self.copy_up(&parent, Need::Attributes)?;
+        }
+        let prepared = self.prepare(upper, node, need)?;
+        self.publish(upper, node, prepared)
+    }
+
+    fn copied(&self, node: &Arc<Node<L, U>>, need: Need) -> Option<Arc<U::Node>> {
+        let enough = need == Need::Attributes || !node.metacopy.load(Ordering::Acquire);
+        node.upper().filter(|_| enough).cloned()
+    }
+
+    /// Makes the counterpart, complete in everything but its name.
+    fn prepare(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>, need: Need) -> Result<Prepared<U>> {
+        let lower = Self::topmost(node)?;
+        let layer = &self.lowers[lower.layer].layer;
+        let attr = layer.getattr(&lower.node, None)?;
+        let mut prepared = self.prepare_bare(upper, node, &attr)?;
+        let finished = self.finish_prepared(upper, node, &attr, need, &mut prepared);
+        if let (Err(_), Some(temp)) = (&finished, &prepared.temp) {
+            upper.discard(&upper.work, temp);
+        }
+        finished.map(|()| prepared)
+    }
+
+    fn prepare_bare(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>, attr: &Attr) -> Result<Prepared<U>> {
+        let flags = CreateFlags { open: OpenFlags(libc::O_RDWR), exclusive: false };
+        let made =
+            |node, temp, file| Prepared { node, temp, file, origin: None, links: None, metacopy: false };
+        if node.kind == FileKind::Regular {
+            match upper.layer.tmpfile(&Caller::DAEMON, &upper.work, 0o600, flags) {
+                Ok((entry, opened)) => return Ok(made(entry.node, None, Some(opened.file))),
+                Err(e) if matches!(e.errno(), Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EISDIR) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let temp = upper.temp()?;
+        let target;
+        let what = match node.kind {
+            FileKind::Regular => {
+                let flags = CreateFlags { exclusive: true, ..flags };
+                let (entry, opened) =
+                    upper.layer.create(&Caller::DAEMON, &upper.work, &temp, 0o600, flags)?;
+                return Ok(made(entry.node, Some(temp), Some(opened.file)));
+            }
+            FileKind::Directory => Make::Directory(0o700),
+            FileKind::Symlink => {
+                target = self.readlink_lower(Self::topmost(node)?)?;
+                Make::Symlink(&target)
+            }
+            _ => Make::Node(attr.mode & libc::S_IFMT | 0o600, attr.rdev),
+        };
+        let entry = upper.layer.make(&Caller::DAEMON, &upper.work, &temp, what)?;
+        Ok(made(entry.node, Some(temp), None))
+    }
+
+    fn finish_prepared(
+        &self,
+        upper: &Changes<U>,
+        node: &Arc<Node<L, U>>,
+        attr: &Attr,
+        need: Need,
+        prepared: &mut Prepared<U>,
+    ) -> Result<()> {
+        let lower = Self::topmost(node)?;
+        let layer = &self.lowers[lower.layer].layer;
+        if let Some(file) = &prepared.file {
+            prepared.metacopy = need == Need::Attributes && self.config.metacopy && attr.size > 0;
+            let len = match need {
+                Need::Upto(len) => len.min(attr.size),
+                _ => attr.size,
+            };
+            if !prepared.metacopy {
+                self.copy_data(upper, node, file, len, attr.size)?;
+            }
+            let size = SetAttr { size: Some(len), ..SetAttr::default() };
+            upper.layer.setattr(&Caller::DAEMON, &prepared.node, Some(file), &size)?;
+        }
+        self.copy_attributes(upper, layer, &lower.node, &prepared.node, prepared.file.as_ref(), attr)?;
+        prepared.origin = self.set_origin(upper, lower, &prepared.node)?;
+        if prepared.origin.is_some() && self.indexed(lower, attr).is_some() {
+            prepared.links = Some(attr.nlink.saturating_sub(node.removed.load(Ordering::Acquire)));
+        }
+        if prepared.metacopy {
+            self.marks.set(&upper.layer, &prepared.node, Mark::Metacopy, b"")?;
+        }
+        match &prepared.file {
+            Some(file) => self.durable(&upper.layer, file),
+            None => Ok(()),
+        }
+    }
+
+    /// Copies the first `len` of the `size` bytes of a lower file.
+    fn copy_data(
+        &self,
+        upper: &Changes<U>,
+        node: &Node<L, U>,
+        file: &U::File,
+        len: u64,
+        size: u64,
+    ) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let LowerNode { layer, node: source, .. } = node.lowers().last().ok_or(Errno::ESTALE)?;
+        let layer = &self.lowers[*layer].layer;
+        let opened = layer.open(&Caller::DAEMON, source, OpenFlags(libc::O_RDONLY))?;
+        let from = Open { layer, file: &opened.file };
+        data::copy(&from, &Open { layer: &upper.layer, file }, len, size)
+    }
+
+    /// Owner, then what a change of owner would clear, times last.
+    pub(crate) fn copy_attributes<B: Layer>(
+        &self,
+        upper: &Changes<U>,
+        layer: &B,
+        from: &Arc<B::Node>,
+        to: &Arc<U::Node>,
+        file: Option<&U::File>,
+        attr: &Attr,
+    ) -> Result<()> {
+        let set = |change: SetAttr| upper.layer.setattr(&Caller::DAEMON, to, file, &change);
+        let own = upper.layer.getattr(to, file)?;
+        if (own.uid, own.gid) != (attr.uid, attr.gid) {
+            set(SetAttr { uid: Some(attr.uid), gid: Some(attr.gid), ..SetAttr::default() })?;
+        }
+        if attr.kind() != FileKind::Symlink {
+            set(SetAttr { mode: Some(attr.mode & 0o7777), ..SetAttr::default() })?;
+        }
+        self.copy_xattrs(upper, layer, from, to)?;
+        set(times(attr)).map(drop)
+    }
+
+    fn copy_xattrs<B: Layer>(
+        &self,
+        upper: &Changes<U>,
+        layer: &B,
+        from: &Arc<B::Node>,
+        to: &Arc<U::Node>,
+    ) -> Result<()> {
+        let names = match layer.listxattr(from, XATTR_MAX) {
+            Err(e) if e.errno() == Errno::EOPNOTSUPP => return Ok(()),
+            other => other?,
+        };
+        for name in names.split_inclusive(|&byte| byte == 0) {
+            let Ok(name) = std::ffi::CStr::from_bytes_with_nul(name) else { continue };
+            if self.is_own_mark(name) {
+                continue;
+            }
+            let value = match layer.getxattr(from, name, XATTR_MAX) {
+                Err(e) if e.errno() == Errno::ENODATA => continue,
+                other => other?,
+            };
+            let flags = XattrFlags { flags: 0, kill_sgid: false };
+            match upper.layer.setxattr(&Caller::DAEMON, to, name, &value, flags) {
+                // What the upper file system has no place for is left out unless access depends on it
+                // (ovl_must_copy_xattr).
+                Err(e) if e.errno() == Errno::EOPNOTSUPP && !decides_access(name) => {
+                    log::debug!("{name:?} is not copied up: {e}");
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Says in the copy which lower file it is of; what it says, if that could be said.
+    fn set_origin(
+        &self,
+        upper: &Changes<U>,
+        lower: &LowerNode<L>,
+        to: &Arc<U::Node>,
+    ) -> Result<Option<Vec<u8>>> {
+        let Some(value) = self.origin_of(lower)? else { return Ok(None) };
+        match self.marks.set(&upper.layer, to, Mark::Origin, &value) {
+            // Symbolic links and devices take no attributes of users, some file systems none at all.
+            Err(e) if matches!(e.errno(), Errno::EOPNOTSUPP | Errno::EPERM) => Ok(None),
+            Err(e) => Err(e),
+            Ok(()) => Ok(Some(value)),
+        }
+    }
+
+    /// Shows the counterpart where the node is now.
+    fn publish(
+        &self,
+        upper: &Changes<U>,
+        node: &Arc<Node<L, U>>,
+        prepared: Prepared<U>,
+    ) -> Result<Arc<U::Node>> {
+        let shown = self.try_publish(upper, node, &prepared);
+        if let (Err(_), Some(temp)) = (&shown, &prepared.temp) {
+            upper.discard(&upper.work, temp);
+        }
+        shown?;
+        Ok(prepared.node)
+    }
+
+    fn try_publish(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>, prepared: &Prepared<U>) -> Result<()> {
+        let id = upper.layer.id(&prepared.node);
+        let settled = || {
+            node.metacopy.store(prepared.metacopy, Ordering::Release);
+            if let Some(links) = prepared.links {
+                node.set_links(links);
+            }
+            node.set_upper(prepared.node.clone(), Key::Upper(id));
+        };
+        for _ in 0..ATTEMPTS {
+            let Place::At(parent, name) = node.place() else {
+                // Removed meanwhile: whoever has it open goes on with a file without a name, unless it has others.
+                if !self.put_in_index(upper, prepared, 1)?
+                    && let Some(temp) = &prepared.temp
+                {
+                    upper.remove(&upper.work, temp, node.kind)?;
+                }
+                settled();
+                return Ok(());
+            };
+            let dir = self.copy_up(&parent, Need::Attributes)?;
+            let Some(state) = &parent.dir else { return Err(Errno::ENOTDIR.into()) };
+            let _entries = state.entries.write();
+            if !node.is_at(&parent, &name) {
+                continue;
+            }
+            if prepared.origin.is_some() {
+                self.make_impure(&parent)?;
+            }
+            let before = upper.layer.getattr(&dir, None)?;
+            if self.put_in_index(upper, prepared, 2)? {
+                upper.layer.link(&prepared.node, &dir, &name).map(drop)?;
+            } else if let Some(temp) = &prepared.temp {
+                upper.show(temp, &dir, &name)?;
+            } else {
+                upper.layer.link(&prepared.node, &dir, &name).map(drop)?;
+            }
+            settled();
+            // To its users the directory has not changed.
+            if let Err(e) = upper.layer.setattr(&Caller::DAEMON, &dir, None, &times(&before)) {
+                log::warn!("a directory's times are those of a copy-up in it: {e}");
+            }
+            return Ok(());
+        }
+        Err(Error::fault(Errno::EBUSY, "a file was renamed too often while it was copied up"))
+    }
+
+    /// Puts a file that has more than one name where it is found by each of them; whether it is one. `own` is the number
+    /// of names that the copy is about to have, that in the index included.
+    fn put_in_index(&self, upper: &Changes<U>, prepared: &Prepared<U>, own: u32) -> Result<bool> {
+        let (Some(links @ 1..), Some(origin), Some(index)) = (prepared.links, &prepared.origin, &upper.index)
+        else {
+            return Ok(false);
+        };
+        self.set_links(upper, &prepared.node, links, own)?;
+        let name = index::name_of(origin)?;
+        match &prepared.temp {
+            Some(temp) => upper.show(temp, index, &name)?,
+            None => upper.layer.link(&prepared.node, index, &name).map(drop)?,
+        }
+        Ok(true)
+    }
+
+    /// Brings the data to a counterpart that has only attributes.
+    fn copy_up_data(
+        &self,
+        upper: &Changes<U>,
+        node: &Arc<Node<L, U>>,
+        counterpart: &Arc<U::Node>,
+        need: Need,
+    ) -> Result<()> {
+        let attr = upper.layer.getattr(counterpart, None)?;
+        let opened = upper.layer.open(&Caller::DAEMON, counterpart, OpenFlags(libc::O_RDWR))?;
+        let capability = match upper.layer.getxattr(counterpart, CAPABILITY, XATTR_MAX) {
+            Ok(value) => Some(value),
+            Err(e) if matches!(e.errno(), Errno::ENODATA | Errno::EOPNOTSUPP) => None,
+            Err(e) => return Err(e),
+        };
+        let len = match need {
+            Need::Upto(len) => len.min(attr.size),
+            _ => attr.size,
+        };
+        self.copy_data(upper, node, &opened.file, len, attr.size)?;
+        if let Some(value) = capability {
+            let flags = XattrFlags { flags: 0, kill_sgid: false };
+            upper.layer.setxattr(&Caller::DAEMON, counterpart, CAPABILITY, &value, flags)?;
+        }
+        upper.layer.setattr(&Caller::DAEMON, counterpart, Some(&opened.file), &times(&attr))?;
+        self.durable(&upper.layer, &opened.file)?;
+        self.marks.remove(&upper.layer, counterpart, Mark::Metacopy)?;
+        node.metacopy.store(false, Ordering::Release);
+        Ok(())
+    }
+}
+
+/// The change that gives a node the times in `attr`.
+pub(crate) fn times(attr: &Attr) -> SetAttr {
+    SetAttr {
+        atime: Some(SetTime::At(attr.atime)),
+        mtime: Some(SetTime::At(attr.mtime)),
+        ..SetAttr::default()
+    }
+}
+
+/// Whether a copy without this attribute could be used by those who may not use the original, or the reverse.
+fn decides_access(name: &std::ffi::CStr) -> bool {
+    let name = name.to_bytes();
+    name.starts_with(b"security.") || name.starts_with(b"system.posix_acl_")
+}

@@ -1,0 +1,263 @@
+//! Merged directories, listed (fs/overlayfs/readdir.c).
+//!
+//! The names of all layers are merged once, when a stream is first read or rewound, and shared by the streams that are
+//! open at the time; positions are places in that list, so they stay what they are whatever changes meanwhile.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use splicefs_core::{Cookie, DirEntry, DirSink, Errno, FileKind, Layer, Name, Result};
+
+use crate::Overlay;
+use crate::marks::{DOT_WHITEOUT, each_entry, entry_of};
+use crate::node::{Hides, Node, Place};
+
+/// The names in a merged directory, `.` and `..` aside.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    /// All names, one after the other.
+    names: Vec<u8>,
+    entries: Vec<Listed>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Listed {
+    /// Where the name ends in `names`; it begins where the one before ends.
+    end: usize,
+    ino: u64,
+    kind: FileKind,
+}
+
+impl Listing {
+    fn push(&mut self, name: &[u8], ino: u64, kind: FileKind) {
+        self.names.extend_from_slice(name);
+        self.entries.push(Listed { end: self.names.len(), ino, kind });
+    }
+
+    fn get(&self, index: usize) -> Option<(&[u8], Listed)> {
+        let entry = *self.entries.get(index)?;
+        let start = index.checked_sub(1).map_or(0, |before| self.entries[before].end);
+        Some((&self.names[start..entry.end], entry))
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.entries.len()).filter_map(|index| Some(self.get(index)?.0))
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+/// An open directory stream.
+pub struct Dir<L: Layer, U: Layer> {
+    pub(crate) node: Arc<Node<L, U>>,
+    listing: Mutex<Option<Arc<Listing>>>,
+}
+
+/// What is known of a name while layers are merged.
+enum Seen {
+    /// It is hidden, or listed with a number that is right.
+    Done,
+    /// A directory of the upper layer, listed at this place; a lower one of the same name would give it its number.
+    Directory(usize),
+}
+
+/// An entry of one layer's directory.
+struct Raw {
+    name: Vec<u8>,
+    ino: u64,
+    kind: FileKind,
+}
+
+/// Names from the layers gone through so far.
+#[derive(Default)]
+struct Merge {
+    listing: Listing,
+    seen: HashMap<Vec<u8>, Seen>,
+    /// Places in the list whose number only a lookup tells.
+    unsure: Vec<usize>,
+}
+
+impl<L: Layer, U: Layer> Overlay<L, U> {
+    pub(crate) fn open_dir(&self, node: &Arc<Node<L, U>>) -> Result<Dir<L, U>> {
+        if !node.is_dir() {
+            return Err(Errno::ENOTDIR.into());
+        }
+        Ok(Dir { node: node.clone(), listing: Mutex::new(None) })
+    }
+
+    pub(crate) fn read_open_dir(&self, dir: &Dir<L, U>, from: Cookie, sink: &mut DirSink<'_>) -> Result<()> {
+        const DOTS: u64 = 2;
+        let listing = {
+            let mut current = dir.listing.lock();
+            if from == Cookie::START || current.is_none() {
+                *current = Some(self.listing(&dir.node)?);
+            }
+            current.clone().unwrap_or_default()
+        };
+        let parent = match dir.node.place() {
+            Place::At(parent, _) => parent.ino,
+            Place::Root | Place::Nowhere => dir.node.ino,
+        };
+        for at in from.0.. {
+            let next = Cookie(at + 1);
+            let dot = |name, ino| DirEntry { name, ino, kind: FileKind::Directory, next };
+            let entry = match at {
+                0 => dot(b".", dir.node.ino),
+                1 => dot(b"..", parent),
+                _ => {
+                    let index = usize::try_from(at - DOTS).unwrap_or(usize::MAX);
+                    let Some((name, listed)) = listing.get(index) else { return Ok(()) };
+                    DirEntry { name, ino: listed.ino, kind: listed.kind, next }
+                }
+            };
+            if sink(entry).is_break() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The merged names of a directory as they are now.
+    pub(crate) fn listing(&self, node: &Arc<Node<L, U>>) -> Result<Arc<Listing>> {
+        let Some(state) = &node.dir else { return Err(Errno::ENOTDIR.into()) };
+        let _entries = state.entries.read();
+        self.listing_locked(node)
+    }
+
+    /// The same for one who holds the directory's `entries`.
+    pub(crate) fn listing_locked(&self, node: &Arc<Node<L, U>>) -> Result<Arc<Listing>> {
+        let Some(state) = &node.dir else { return Err(Errno::ENOTDIR.into()) };
+        if let Some(listing) = state.listing.lock().upgrade() {
+            return Ok(listing);
+        }
+        let listing = Arc::new(self.merge(node)?);
+        *state.listing.lock() = Arc::downgrade(&listing);
+        Ok(listing)
+    }
+
+    fn merge(&self, node: &Arc<Node<L, U>>) -> Result<Listing> {
+        let mut merge = Merge::default();
+        if let (Some(upper), Some(dir), Some(state)) = (&self.upper, node.upper(), &node.dir) {
+            let impure = self.is_impure(node)?;
+            let own = |ino| self.own_ino(ino);
+            self.add(&mut merge, &upper.layer, dir, state.hides(), own, |kind| {
+                impure || (kind == FileKind::Directory && !node.lowers().is_empty())
+            })?;
+        }
+        for lower in node.lowers() {
+            let layer = &self.lowers[lower.layer].layer;
+            let hides = lower.hides.clone().unwrap_or_default();
+            self.add(
+                &mut merge,
+                layer,
+                &lower.node,
+                &hides,
+                |ino| self.lower_ino(lower.layer, ino),
+                |_| false,
+            )?;
+        }
+        let Merge { mut listing, unsure, .. } = merge;
+        for index in unsure {
+            let Some((name, _)) = listing.get(index) else { continue };
+            if let Some(found) = self.resolve(node, &Name::new(name)?)? {
+                listing.entries[index].ino = found.ino;
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Adds the names of one layer that those above neither have nor hide. `unsure` says of which kinds the upper layer
+    /// does not tell the number by itself.
+    fn add<B: Layer>(
+        &self,
+        merge: &mut Merge,
+        layer: &B,
+        dir: &Arc<B::Node>,
+        hides: &Hides,
+        shown: impl Fn(u64) -> u64,
+        unsure: impl Fn(FileKind) -> bool,
+    ) -> Result<()> {
+        let mut hidden = Vec::new();
+        for Raw { name, ino, kind } in raw_entries(layer, dir)? {
+            if let Some(name) = name.strip_prefix(DOT_WHITEOUT) {
+                hidden.push(name.to_vec());
+                continue;
+            }
+            match merge.seen.get(&name) {
+                Some(Seen::Directory(index)) if kind == FileKind::Directory => {
+                    merge.unsure.push(*index);
+                    merge.seen.insert(name, Seen::Done);
+                    continue;
+                }
+                Some(_) => continue,
+                None => {}
+            }
+            let Some(kind) = self.listed_kind(layer, dir, hides, &name, kind)? else {
+                merge.seen.insert(name, Seen::Done);
+                continue;
+            };
+            let index = merge.listing.entries.len();
+            merge.listing.push(&name, shown(ino), kind);
+            let seen = match (unsure(kind), kind) {
+                (true, FileKind::Directory) => Seen::Directory(index),
+                (true, _) => {
+                    merge.unsure.push(index);
+                    Seen::Done
+                }
+                (false, _) => Seen::Done,
+            };
+            merge.seen.insert(name, seen);
+        }
+        for name in hidden {
+            merge.seen.entry(name).or_insert(Seen::Done);
+        }
+        Ok(())
+    }
+
+    /// The kind of an entry; `None` for a whiteout.
+    fn listed_kind<B: Layer>(
+        &self,
+        layer: &B,
+        dir: &Arc<B::Node>,
+        hides: &Hides,
+        name: &[u8],
+        kind: FileKind,
+    ) -> Result<Option<FileKind>> {
+        let may_be_whiteout = match kind {
+            FileKind::CharDevice | FileKind::Unknown => true,
+            FileKind::Regular => hides.xattrs,
+            _ => false,
+        };
+        if !may_be_whiteout {
+            return Ok(Some(kind));
+        }
+        // Gone since it was listed: no entry any more.
+        let Some(entry) = entry_of(layer, dir, &Name::new(name)?)? else { return Ok(None) };
+        let whiteout = self.marks.is_whiteout(layer, &entry.node, &entry.attr, hides.xattrs)?;
+        Ok((!whiteout).then(|| entry.attr.kind()))
+    }
+}
+
+/// The entries of one layer's directory, all read before anything is looked up: the layer may hold a lock while it lists.
+fn raw_entries<B: Layer>(layer: &B, dir: &Arc<B::Node>) -> Result<Vec<Raw>> {
+    let mut all = Vec::new();
+    each_entry(layer, dir, |entry| {
+        all.push(Raw { name: entry.name.to_vec(), ino: entry.ino, kind: entry.kind });
+        ControlFlow::Continue(())
+    })?;
+    Ok(all)
+}
+
+/// Whether a directory of a layer has no entries at all, not even whiteouts.
+pub(crate) fn is_bare<B: Layer>(layer: &B, dir: &Arc<B::Node>) -> Result<bool> {
+    let mut bare = true;
+    each_entry(layer, dir, |_| {
+        bare = false;
+        ControlFlow::Break(())
+    })?;
+    Ok(bare)
+}

@@ -1,0 +1,334 @@
+//! Nodes: what a name of the merged tree leads to, and where it is in the layers.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use parking_lot::{Mutex, RwLock};
+use smallvec::SmallVec;
+use splicefs_core::{FileKind, Layer, Name, NodeId};
+
+use crate::listing::Listing;
+
+/// A node's counterpart in a lower layer.
+pub(crate) struct LowerNode<L: Layer> {
+    /// Which layer, the topmost being 0.
+    pub(crate) layer: usize,
+    pub(crate) node: Arc<L::Node>,
+    /// Of a directory: what is known of its whiteouts.
+    pub(crate) hides: Option<Arc<Hides>>,
+}
+
+impl<L: Layer> Clone for LowerNode<L> {
+    fn clone(&self) -> Self {
+        Self { layer: self.layer, node: self.node.clone(), hides: self.hides.clone() }
+    }
+}
+
+/// By what means a directory of one layer hides names of the layers below it, besides devices.
+#[derive(Debug, Default)]
+pub(crate) struct Hides {
+    /// By attributes of regular files.
+    pub(crate) xattrs: bool,
+    /// By names that begin with `.wh.`, once that has been looked up.
+    pub(crate) dots: OnceLock<AtomicBool>,
+}
+
+impl Hides {
+    /// For a directory that may hold whiteouts that are attributes.
+    pub(crate) fn new(xattrs: bool) -> Arc<Self> {
+        Arc::new(Self { xattrs, dots: OnceLock::new() })
+    }
+
+    /// For a directory that was just made.
+    pub(crate) fn none() -> Arc<Self> {
+        Arc::new(Self { xattrs: false, dots: OnceLock::from(AtomicBool::new(false)) })
+    }
+
+    /// A name that begins with `.wh.` has been made in the directory.
+    pub(crate) fn dot_made(&self) {
+        self.dots.get_or_init(|| AtomicBool::new(true)).store(true, Ordering::Release);
+    }
+}
+
+/// What is particular to directories.
+pub(crate) struct DirState {
+    /// Held for writing over every change of the directory's names, for reading while one is looked up.
+    pub(crate) entries: RwLock<()>,
+    /// The upper directory has become opaque since the node was found: nothing is merged any more.
+    opaque: AtomicBool,
+    /// What is known of the upper directory's whiteouts.
+    hides: OnceLock<Arc<Hides>>,
+    /// Whether entries of the upper directory have an origin, once that has been read.
+    pub(crate) impure: OnceLock<AtomicBool>,
+    /// The merged names, as long as someone reads them and nothing changes.
+    pub(crate) listing: Mutex<Weak<Listing>>,
+}
+
+impl DirState {
+    fn new(hides: Option<Arc<Hides>>) -> Self {
+        let known = OnceLock::new();
+        if let Some(hides) = hides {
+            known.get_or_init(|| hides);
+        }
+        Self {
+            entries: RwLock::new(()),
+            opaque: AtomicBool::new(false),
+            hides: known,
+            impure: OnceLock::new(),
+            listing: Mutex::new(Weak::new()),
+        }
+    }
+
+    /// What is known of the upper directory's whiteouts.
+    pub(crate) fn hides(&self) -> &Arc<Hides> {
+        self.hides.get_or_init(Arc::default)
+    }
+}
+
+/// Where a node is in the merged tree.
+pub(crate) enum Place<L: Layer, U: Layer> {
+    /// The root.
+    Root,
+    /// Under this name, one of perhaps several.
+    At(Arc<Node<L, U>>, Name),
+    /// Nowhere: it has been removed, or was made without a name.
+    Nowhere,
+}
+
+impl<L: Layer, U: Layer> Clone for Place<L, U> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Root => Self::Root,
+            Self::At(parent, name) => Self::At(parent.clone(), name.clone()),
+            Self::Nowhere => Self::Nowhere,
+        }
+    }
+}
+
+/// What tells one node from every other.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Key {
+    /// The node of the upper layer.
+    Upper(NodeId),
+    /// A layer and its node.
+    Lower(usize, NodeId),
+    /// A name in a directory: hard links of a lower file, each of which is to be copied up on its own.
+    Named(NodeId, Name),
+}
+
+/// A file, directory or other object of the merged tree.
+///
+/// Lock order: the overlay's gate of directory renames; `copying` of a node, then of its parent, and so on up;
+/// `entries` of directories, two at once by their ids; then the leaves (place, listing, the table of nodes).
+pub struct Node<L: Layer, U: Layer> {
+    pub(crate) id: NodeId,
+    pub(crate) kind: FileKind,
+    /// The inode number callers see, the same for as long as the node lives.
+    pub(crate) ino: u64,
+    upper: OnceLock<Arc<U::Node>>,
+    lowers: SmallVec<[LowerNode<L>; 1]>,
+    /// The topmost counterpart holds attributes alone, the data is further down.
+    pub(crate) metacopy: AtomicBool,
+    /// Names that were removed from a file that is in a lower layer only.
+    pub(crate) removed: AtomicU32,
+    /// How many names a file in the index has.
+    links: Mutex<Option<u32>>,
+    place: Mutex<Place<L, U>>,
+    /// Held while the node is copied up.
+    pub(crate) copying: Mutex<()>,
+    pub(crate) dir: Option<Box<DirState>>,
+    nodes: Arc<Nodes<L, U>>,
+    keys: Mutex<SmallVec<[Key; 1]>>,
+}
+
+/// What a new node is made of.
+pub(crate) struct Parts<L: Layer, U: Layer> {
+    pub(crate) kind: FileKind,
+    pub(crate) ino: u64,
+    pub(crate) upper: Option<Arc<U::Node>>,
+    pub(crate) lowers: SmallVec<[LowerNode<L>; 1]>,
+    pub(crate) metacopy: bool,
+    /// How many names a file in the index has.
+    pub(crate) links: Option<u32>,
+    /// Of a directory: what is known of the upper one's whiteouts.
+    pub(crate) hides: Option<Arc<Hides>>,
+    pub(crate) place: Place<L, U>,
+}
+
+impl<L: Layer, U: Layer> Node<L, U> {
+    /// The counterpart in the upper layer, if there is one.
+    pub(crate) fn upper(&self) -> Option<&Arc<U::Node>> {
+        self.upper.get()
+    }
+
+    /// The counterparts in lower layers, the topmost first. A directory's are merged; of a file the last one holds the data.
+    pub(crate) fn lowers(&self) -> &[LowerNode<L>] {
+        match &self.dir {
+            Some(dir) if dir.opaque.load(Ordering::Acquire) => &[],
+            _ => &self.lowers,
+        }
+    }
+
+    /// The directory's upper counterpart has become opaque.
+    pub(crate) fn set_opaque(&self) {
+        if let Some(dir) = &self.dir {
+            dir.opaque.store(true, Ordering::Release);
+        }
+    }
+
+    /// Whether the contents are in the upper layer.
+    pub(crate) fn has_upper_data(&self) -> bool {
+        self.upper.get().is_some() && !self.metacopy.load(Ordering::Acquire)
+    }
+
+    /// The node has been copied up. From now on it is found by its counterpart as well.
+    pub(crate) fn set_upper(self: &Arc<Self>, upper: Arc<U::Node>, key: Key) {
+        // The key first: whoever sees the counterpart must find this node by it.
+        self.nodes.add_key(self, key);
+        if self.upper.set(upper).is_err() {
+            log::error!("a node was copied up twice");
+        }
+    }
+
+    /// How many names the node has, if it is a file in the index.
+    pub(crate) fn links(&self) -> Option<u32> {
+        *self.links.lock()
+    }
+
+    /// The node is in the index, and has this many names.
+    pub(crate) fn set_links(&self, links: u32) {
+        *self.links.lock() = Some(links);
+    }
+
+    /// Counts names of a file in the index; how many there are then.
+    pub(crate) fn change_links(&self, by: i32) -> Option<u32> {
+        let mut links = self.links.lock();
+        *links = links.map(|links| links.saturating_add_signed(by));
+        *links
+    }
+
+    pub(crate) fn is_dir(&self) -> bool {
+        self.dir.is_some()
+    }
+
+    pub(crate) fn place(&self) -> Place<L, U> {
+        self.place.lock().clone()
+    }
+
+    pub(crate) fn set_place(&self, place: Place<L, U>) {
+        // The old place may hold the last reference to a directory: it is dropped after the lock.
+        let _old = std::mem::replace(&mut *self.place.lock(), place);
+    }
+
+    pub(crate) fn is_at(&self, parent: &Arc<Self>, name: &Name) -> bool {
+        matches!(&*self.place.lock(), Place::At(p, n) if Arc::ptr_eq(p, parent) && n == name)
+    }
+
+    /// The name that the node was found under is gone.
+    pub(crate) fn unplace(&self, parent: &Arc<Self>, name: &Name) {
+        let mut place = self.place.lock();
+        if matches!(&*place, Place::At(p, n) if Arc::ptr_eq(p, parent) && n == name) {
+            let old = std::mem::replace(&mut *place, Place::Nowhere);
+            drop(place);
+            drop(old);
+        }
+    }
+
+    /// The names of the directory have changed.
+    pub(crate) fn names_changed(&self) {
+        if let Some(dir) = &self.dir {
+            *dir.listing.lock() = Weak::new();
+        }
+    }
+}
+
+impl<L: Layer, U: Layer> Drop for Node<L, U> {
+    fn drop(&mut self) {
+        let keys = std::mem::take(self.keys.get_mut());
+        self.nodes.gone(&keys);
+        // Each node holds its parent. Dropped one inside the other, the nodes of a deep tree would overflow the stack.
+        let mut next = std::mem::replace(self.place.get_mut(), Place::Nowhere);
+        while let Place::At(parent, _) = next {
+            let Some(mut parent) = Arc::into_inner(parent) else { break };
+            next = std::mem::replace(parent.place.get_mut(), Place::Nowhere);
+        }
+    }
+}
+
+/// Every node that lives, by what it is in the layers.
+///
+/// Lock order: a leaf; no node is dropped under it.
+pub(crate) struct Nodes<L: Layer, U: Layer> {
+    next: AtomicU64,
+    table: Mutex<HashMap<Key, Weak<Node<L, U>>>>,
+}
+
+impl<L: Layer, U: Layer> Nodes<L, U> {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { next: AtomicU64::new(NodeId::ROOT.0), table: Mutex::default() })
+    }
+
+    /// The node of that key; a new one if none lives.
+    pub(crate) fn intern(self: &Arc<Self>, key: Option<Key>, parts: Parts<L, U>) -> Arc<Node<L, U>> {
+        let mut table = self.table.lock();
+        if let Some(node) = key.as_ref().and_then(|key| table.get(key)).and_then(Weak::upgrade) {
+            drop(table);
+            return node;
+        }
+        let dir = (parts.kind == FileKind::Directory).then(|| Box::new(DirState::new(parts.hides)));
+        let upper = OnceLock::new();
+        if let Some(node) = parts.upper {
+            upper.get_or_init(|| node);
+        }
+        let node = Arc::new(Node {
+            id: NodeId(self.next.fetch_add(1, Ordering::Relaxed)),
+            kind: parts.kind,
+            ino: parts.ino,
+            upper,
+            lowers: parts.lowers,
+            metacopy: AtomicBool::new(parts.metacopy),
+            removed: AtomicU32::new(0),
+            links: Mutex::new(parts.links),
+            place: Mutex::new(parts.place),
+            copying: Mutex::new(()),
+            dir,
+            nodes: self.clone(),
+            keys: Mutex::new(key.clone().into_iter().collect()),
+        });
+        if let Some(key) = key {
+            table.insert(key, Arc::downgrade(&node));
+        }
+        node
+    }
+
+    fn add_key(&self, node: &Arc<Node<L, U>>, key: Key) {
+        node.keys.lock().push(key.clone());
+        self.table.lock().insert(key, Arc::downgrade(node));
+    }
+
+    /// A node is no longer found by this key.
+    pub(crate) fn remove_key(&self, node: &Node<L, U>, key: &Key) {
+        node.keys.lock().retain(|k| k != key);
+        let mut table = self.table.lock();
+        if table.get(key).is_some_and(|known| std::ptr::eq(known.as_ptr(), node)) {
+            table.remove(key);
+        }
+    }
+
+    /// The last reference to the node of these keys is gone; a new node may have taken them already.
+    fn gone(&self, keys: &[Key]) {
+        /// A table of this size is not worth making smaller.
+        const SMALL: usize = 1024;
+        let mut table = self.table.lock();
+        for key in keys {
+            if table.get(key).is_some_and(|node| node.strong_count() == 0) {
+                table.remove(key);
+            }
+        }
+        if table.capacity() > SMALL && table.len() < table.capacity() / 8 {
+            let room = (2 * table.len()).max(SMALL);
+            table.shrink_to(room);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Removing names: what a lower layer has is hidden by a whiteout (fs/overlayfs/dir.c).
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use smallvec::SmallVec;
+use splicefs_core::{Errno, FileKind, Layer, Name, Result};
+
+use crate::Overlay;
+use crate::create::check_name;
+use crate::marks::{entry_of, is_whiteout_device};
+use crate::node::{Key, Node};
+
+/// The locks of directories whose names change together, taken in the order of their ids.
+pub(crate) type Entries<'a> = SmallVec<[parking_lot::RwLockWriteGuard<'a, ()>; 3]>;
+
+/// Locks the names of these directories; one may be named twice.
+pub(crate) fn lock<'a, L: Layer, U: Layer>(nodes: &[&'a Arc<Node<L, U>>]) -> Entries<'a> {
+    let mut nodes: SmallVec<[&Arc<Node<L, U>>; 3]> = nodes.iter().copied().collect();
+    nodes.sort_by_key(|node| node.id);
+    nodes.dedup_by_key(|node| node.id);
+    nodes.iter().filter_map(|node| node.dir.as_ref()).map(|dir| dir.entries.write()).collect()
+}
+
+impl<L: Layer, U: Layer> Overlay<L, U> {
+    /// Removes a name, of a directory if `directory`.
+    pub(crate) fn remove(&self, parent: &Arc<Node<L, U>>, name: &Name, directory: bool) -> Result<()> {
+        check_name(name).map_err(|_| Errno::ENOENT)?;
+        let upper = self.changes()?;
+        let node = self.find(parent, name)?.ok_or(Errno::ENOENT)?.node;
+        match (node.is_dir(), directory) {
+            (true, false) => return Err(Errno::EISDIR.into()),
+            (false, true) => return Err(Errno::ENOTDIR.into()),
+            _ => {}
+        }
+        let dir = self.upper_dir(parent)?;
+        let locks = if directory { lock(&[parent, &node]) } else { lock(&[parent]) };
+        if directory && !self.listing_locked(&node)?.is_empty() {
+            return Err(Errno::ENOTEMPTY.into());
+        }
+        let own = entry_of(&upper.layer, &dir, name)?.map(|entry| entry.attr);
+        if own.as_ref().is_some_and(is_whiteout_device) {
+            return Err(Errno::ENOENT.into());
+        }
+        let own = own.map(|attr| attr.kind());
+        let state = parent.dir.as_ref().ok_or(Errno::ENOTDIR)?;
+        if self.is_below(parent, name)? {
+            upper.hide(&dir, state.hides(), name, own)?;
+        } else if let Some(kind) = own {
+            upper.remove(&dir, name, kind)?;
+        }
+        self.removed(parent, name, &node, own.is_some());
+        drop(locks);
+        Ok(())
+    }
+
+    /// `node` has lost this name; `own` says that it was one in the upper layer.
+    pub(crate) fn removed(&self, parent: &Arc<Node<L, U>>, name: &Name, node: &Arc<Node<L, U>>, own: bool) {
+        if let Err(e) = self.link_lost(node, own) {
+            // The name is gone, whatever the count says.
+            log::warn!("the number of names of a file is wrong: {e}");
+        }
+        node.removed.fetch_add(1, Ordering::AcqRel);
+        node.unplace(parent, name);
+        node.names_changed();
+        self.name_given_up(parent, name, node);
+        parent.names_changed();
+    }
+
+    /// `node` is no longer found under this name.
+    pub(crate) fn name_given_up(&self, parent: &Arc<Node<L, U>>, name: &Name, node: &Arc<Node<L, U>>) {
+        if node.kind != FileKind::Directory && !node.lowers().is_empty() {
+            self.nodes.remove_key(node, &Key::Named(parent.id, name.clone()));
+        }
+    }
+}

@@ -1,0 +1,435 @@
+//! From a name in a merged directory to what the layers have under it (fs/overlayfs/namei.c).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use smallvec::SmallVec;
+use splicefs_core::{Attr, Entry, Errno, Error, FileKind, Layer, Name, Result};
+
+use crate::Overlay;
+use crate::config::Redirect;
+use crate::marks::{self, DOT_WHITEOUT, Mark, Opaque, Way, entry_of};
+use crate::node::{Hides, Key, LowerNode, Node, Parts, Place};
+
+/// What the layers have under a name.
+pub(crate) struct Found<L: Layer, U: Layer> {
+    /// The topmost counterpart's.
+    pub(crate) attr: Attr,
+    pub(crate) upper: Option<Arc<U::Node>>,
+    pub(crate) lowers: SmallVec<[LowerNode<L>; 1]>,
+    pub(crate) metacopy: bool,
+    /// The inode number callers see.
+    pub(crate) ino: u64,
+    links: Option<u32>,
+    hides: Option<Arc<Hides>>,
+}
+
+/// What one layer has under a name.
+enum Here<N> {
+    /// Nothing; the layers below are asked.
+    Nothing,
+    /// Nothing, and the layers below are not asked.
+    Hidden,
+    Is(Hit<N>),
+}
+
+struct Hit<N> {
+    entry: Entry<N>,
+    below: Below,
+    xattr_whiteouts: bool,
+}
+
+/// Where the layers below have more of what was found.
+enum Below {
+    /// Nowhere.
+    Stop,
+    /// Under the same name.
+    Same,
+    Via(Way),
+}
+
+/// In which directories of the lower layers a name is looked for.
+struct Search<L: Layer> {
+    dirs: std::collections::VecDeque<LowerNode<L>>,
+    path: Vec<Name>,
+}
+
+impl<L: Layer, U: Layer> Overlay<L, U> {
+    /// The node that `name` leads to, and its attributes.
+    pub(crate) fn find(&self, parent: &Arc<Node<L, U>>, name: &Name) -> Result<Option<Entry<Node<L, U>>>> {
+        match self.resolve(parent, name)? {
+            Some(found) => self.node_of(parent, name, found).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The node for what was found under `name`.
+    pub(crate) fn node_of(
+        &self,
+        parent: &Arc<Node<L, U>>,
+        name: &Name,
+        found: Found<L, U>,
+    ) -> Result<Entry<Node<L, U>>> {
+        let Found { attr, upper, lowers, metacopy, ino, links, hides } = found;
+        let from_upper = upper.is_some();
+        let key = self.key(parent, name, upper.as_ref(), &lowers, &attr);
+        let place = Place::At(parent.clone(), name.clone());
+        let parts = Parts { kind: attr.kind(), ino, upper, lowers, metacopy, links, hides, place };
+        let node = self.nodes.intern(Some(key), parts);
+        if node.is_dir() || matches!(node.place(), Place::Nowhere) {
+            self.settle(&node, parent, name);
+        }
+        let attr = if from_upper || node.upper().is_none() {
+            self.shown(&node, attr)?
+        } else {
+            // Copied up since the layers were asked, or under another of its names.
+            self.attr(&node)?
+        };
+        Ok(Entry { node, attr })
+    }
+
+    /// `node` was found under `name`.
+    fn settle(&self, node: &Arc<Node<L, U>>, parent: &Arc<Node<L, U>>, name: &Name) {
+        if !node.is_at(parent, name) && !Arc::ptr_eq(node, &self.root) && !Arc::ptr_eq(node, parent) {
+            node.set_place(Place::At(parent.clone(), name.clone()));
+        }
+    }
+
+    fn key(
+        &self,
+        parent: &Node<L, U>,
+        name: &Name,
+        upper: Option<&Arc<U::Node>>,
+        lowers: &[LowerNode<L>],
+        attr: &Attr,
+    ) -> Key {
+        if let (Some(node), Some(layer)) = (upper, &self.upper) {
+            return Key::Upper(layer.layer.id(node));
+        }
+        let LowerNode { layer, node, .. } = &lowers[0];
+        if attr.kind() != FileKind::Directory && attr.nlink > 1 && !self.keeps_links(*layer) {
+            return Key::Named(parent.id, name.clone());
+        }
+        Key::Lower(*layer, self.lowers[*layer].layer.id(node))
+    }
+
+    /// What the layers have under `name`.
+    pub(crate) fn resolve(&self, parent: &Arc<Node<L, U>>, name: &Name) -> Result<Option<Found<L, U>>> {
+        if name.as_bytes().starts_with(DOT_WHITEOUT) {
+            return Ok(None);
+        }
+        let mut search = Search { dirs: parent.lowers().iter().cloned().collect(), path: vec![name.clone()] };
+        let mut found = None;
+        if let (Some(upper), Some(dir), Some(state)) = (&self.upper, parent.upper(), &parent.dir) {
+            match self.look(&upper.layer, dir, state.hides(), name, !search.dirs.is_empty())? {
+                Here::Nothing => {}
+                Here::Hidden => return Ok(None),
+                Here::Is(hit) => {
+                    let metacopy = hit.is_metacopy();
+                    let attr = hit.entry.attr;
+                    let hides = (attr.kind() == FileKind::Directory).then(|| Hides::new(hit.xattr_whiteouts));
+                    if !self.follow(&mut search, None, hit.below, metacopy)? {
+                        search.dirs.clear();
+                    }
+                    let ino = self.upper_ino(parent, &hit.entry)?;
+                    let upper = Some(hit.entry.node);
+                    let lowers = SmallVec::new();
+                    found = Some(Found { attr, upper, lowers, metacopy, ino, links: None, hides });
+                }
+            }
+        }
+        self.resolve_lower(search, &mut found)?;
+        if let Some(found) = &mut found {
+            self.finish(parent, name, found)?;
+        }
+        Ok(found)
+    }
+
+    /// Goes down the lower layers.
+    fn resolve_lower(&self, mut search: Search<L>, found: &mut Option<Found<L, U>>) -> Result<()> {
+        while let Some(dir) = search.dirs.pop_front() {
+            let layer = dir.layer;
+            let Some(hit) = self.descend(&mut search, dir)? else { continue };
+            let attr = hit.entry.attr;
+            let is_dir = attr.kind() == FileKind::Directory;
+            let (merges, wants_data) = match found {
+                Some(found) => (found.attr.kind() == FileKind::Directory, found.metacopy),
+                None => (is_dir, false),
+            };
+            if is_dir != merges || (wants_data && attr.kind() != FileKind::Regular) {
+                // A file under a directory, or the reverse: what is above hides it.
+                return Ok(());
+            }
+            if is_dir && self.is_trap(layer, attr.ino) {
+                return Err(Errno::ELOOP.into());
+            }
+            let metacopy = hit.is_metacopy();
+            let hides = is_dir.then(|| Hides::new(hit.xattr_whiteouts));
+            let lower = LowerNode { layer, node: hit.entry.node, hides };
+            match found {
+                Some(found) => {
+                    if is_dir && found.lowers.is_empty() {
+                        found.ino = self.lower_ino(layer, attr.ino);
+                    }
+                    found.lowers.push(lower);
+                    found.metacopy |= metacopy;
+                }
+                None => {
+                    let ino = self.lower_ino(layer, attr.ino);
+                    let lowers = SmallVec::from_iter([lower]);
+                    *found =
+                        Some(Found { attr, upper: None, lowers, metacopy, ino, links: None, hides: None });
+                }
+            }
+            if !self.follow(&mut search, Some(layer), hit.below, metacopy)? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a directory of a lower layer is the one that takes the changes, or the one where they are prepared: going on
+    /// there would show changes as something to be changed (`ovl_lookup_trap_inode`).
+    fn is_trap(&self, layer: usize, ino: u64) -> bool {
+        self.upper.as_ref().is_some_and(|upper| {
+            upper.own.contains(&ino) && upper.layer.file_system() == self.lowers[layer].layer.file_system()
+        })
+    }
+
+    /// Looks for the path in one layer. `None` where the layer does not have it; where it hides it as well, there are no
+    /// more directories to search.
+    fn descend(&self, search: &mut Search<L>, dir: LowerNode<L>) -> Result<Option<Hit<L::Node>>> {
+        let LowerNode { layer: index, node: mut at, hides } = dir;
+        let layer = &self.lowers[index].layer;
+        let mut hides = hides.unwrap_or_default();
+        let path = search.path.clone();
+        let (last, way) = match path.split_last() {
+            Some(split) => split,
+            None => return Ok(None),
+        };
+        for (step, name) in way.iter().enumerate() {
+            let hit = match self.look(layer, &at, &hides, name, !search.dirs.is_empty())? {
+                Here::Nothing => return Ok(None),
+                Here::Is(hit) if hit.entry.attr.kind() == FileKind::Directory => hit,
+                Here::Hidden | Here::Is(_) => {
+                    search.dirs.clear();
+                    return Ok(None);
+                }
+            };
+            hides = Hides::new(hit.xattr_whiteouts);
+            at = hit.entry.node;
+            match hit.below {
+                Below::Stop => search.dirs.clear(),
+                Below::Same => {}
+                // This layer is gone through as it is; the ones below know the directory by another path.
+                Below::Via(way) => self.redirect(search, index + 1, way, step, false)?,
+            }
+        }
+        match self.look(layer, &at, &hides, last, !search.dirs.is_empty())? {
+            Here::Nothing => Ok(None),
+            Here::Hidden => {
+                search.dirs.clear();
+                Ok(None)
+            }
+            Here::Is(hit) => Ok(Some(hit)),
+        }
+    }
+
+    /// Sets the search to where `below` says, for the layers under `layer`; whether there are any. `data` says that the
+    /// data of a file is searched for.
+    fn follow(&self, search: &mut Search<L>, layer: Option<usize>, below: Below, data: bool) -> Result<bool> {
+        match below {
+            Below::Stop => return Ok(false),
+            Below::Same => {}
+            Below::Via(way) => {
+                let step = search.path.len().saturating_sub(1);
+                self.redirect(search, layer.map_or(0, |layer| layer + 1), way, step, data)?;
+            }
+        }
+        Ok(!search.dirs.is_empty())
+    }
+
+    /// From layer `first` on, what was the component `step` of the path is found by `way`.
+    fn redirect(
+        &self,
+        search: &mut Search<L>,
+        first: usize,
+        way: Way,
+        step: usize,
+        data: bool,
+    ) -> Result<()> {
+        if self.config.redirect == Redirect::NoFollow {
+            return Err(Error::fault(Errno::EPERM, "a redirected file, and redirect_dir=nofollow"));
+        }
+        match way {
+            Way::Beside(name) => search.path[step] = name,
+            Way::FromRoot(mut path) => {
+                path.extend(search.path.drain(step + 1..));
+                search.path = path;
+                let roots = self.lower_roots.iter().filter(|root| root.layer >= first);
+                search.dirs =
+                    roots.filter(|root| data || !self.lowers[root.layer].data_only).cloned().collect();
+            }
+        }
+        Ok(())
+    }
+
+    /// What one layer has under `name`. `more` says that there are layers below whose names it may hide or share.
+    fn look<B: Layer>(
+        &self,
+        layer: &B,
+        dir: &Arc<B::Node>,
+        hides: &Hides,
+        name: &Name,
+        more: bool,
+    ) -> Result<Here<B::Node>> {
+        let Some(entry) = entry_of(layer, dir, name)? else {
+            let hidden = more && Self::is_dot_hidden(layer, dir, hides, name)?;
+            return Ok(if hidden { Here::Hidden } else { Here::Nothing });
+        };
+        if self.marks.is_whiteout(layer, &entry.node, &entry.attr, hides.xattrs)? {
+            return Ok(Here::Hidden);
+        }
+        let mut hit = Hit { entry, below: Below::Stop, xattr_whiteouts: false };
+        match hit.entry.attr.kind() {
+            FileKind::Directory if more || hides.xattrs => {
+                match self.marks.opaque(layer, &hit.entry.node)? {
+                    Opaque::Yes => return Ok(Here::Is(hit)),
+                    Opaque::XattrWhiteouts => hit.xattr_whiteouts = true,
+                    Opaque::No => {}
+                }
+            }
+            FileKind::Regular if self.may_be_metacopy(&hit.entry.attr) => {
+                if !self.marks.has(layer, &hit.entry.node, Mark::Metacopy)? {
+                    return Ok(Here::Is(hit));
+                }
+                if !self.config.metacopy {
+                    return Err(Error::fault(
+                        Errno::EPERM,
+                        "a file without its data (metacopy), and no metacopy=on",
+                    ));
+                }
+            }
+            _ => return Ok(Here::Is(hit)),
+        }
+        if more || hit.entry.attr.kind() == FileKind::Regular {
+            hit.below = match self.marks.redirect(layer, &hit.entry.node)? {
+                Some(way) => Below::Via(way),
+                None => Below::Same,
+            };
+        }
+        Ok(Here::Is(hit))
+    }
+
+    /// A copy of the attributes alone takes no room for data.
+    fn may_be_metacopy(&self, attr: &Attr) -> bool {
+        !self.lowers.is_empty() && attr.size > attr.blocks.saturating_mul(512)
+    }
+
+    fn is_dot_hidden<B: Layer>(layer: &B, dir: &Arc<B::Node>, hides: &Hides, name: &Name) -> Result<bool> {
+        let dots = match hides.dots.get() {
+            Some(dots) => dots,
+            None => {
+                let has = marks::has_dot_whiteouts(layer, dir)?;
+                hides.dots.get_or_init(|| AtomicBool::new(has))
+            }
+        };
+        if !dots.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        match marks::dot_whiteout(name) {
+            Some(hider) => Ok(entry_of(layer, dir, &hider)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether a lower layer has something under `name` that an upper entry hides, and that would show without it.
+    pub(crate) fn is_below(&self, parent: &Arc<Node<L, U>>, name: &Name) -> Result<bool> {
+        Ok(self.nlink_below(parent, name)?.is_some())
+    }
+
+    /// How many names the lower file has that an upper entry was copied from, if it is still there.
+    fn nlink_below(&self, parent: &Arc<Node<L, U>>, name: &Name) -> Result<Option<u32>> {
+        let mut search = Search { dirs: parent.lowers().iter().cloned().collect(), path: vec![name.clone()] };
+        while let Some(dir) = search.dirs.pop_front() {
+            if let Some(hit) = self.descend(&mut search, dir)? {
+                return Ok(Some(hit.entry.attr.nlink));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What can be said only when all layers have been asked.
+    fn finish(&self, parent: &Arc<Node<L, U>>, name: &Name, found: &mut Found<L, U>) -> Result<()> {
+        if found.metacopy && found.attr.kind() == FileKind::Regular {
+            let holds_data = found.lowers.len() + usize::from(found.upper.is_some()) > 1;
+            if !holds_data {
+                return Err(Error::fault(
+                    Errno::EIO,
+                    format!("the data of {:?} is in none of the layers", name.as_os_str()),
+                ));
+            }
+        }
+        let lower_links = || match found.lowers.first() {
+            Some(lower) => Ok(Some(self.lowers[lower.layer].layer.getattr(&lower.node, None)?.nlink)),
+            None => self.nlink_below(parent, name),
+        };
+        if let Some(upper) = &found.upper {
+            if found.attr.nlink > 1 && self.is_impure(parent)? {
+                found.links = self.links(upper, &found.attr, lower_links)?;
+            }
+        } else if let Some(copy) = self.find_linked(&found.lowers[0], &found.attr)? {
+            found.links = self.links(&copy.node, &copy.attr, lower_links)?;
+            found.attr = copy.attr;
+            found.upper = Some(copy.node);
+        }
+        Ok(())
+    }
+
+    /// The inode number of an upper entry: its own, or that of the lower file it was copied from.
+    fn upper_ino(&self, parent: &Arc<Node<L, U>>, entry: &Entry<U::Node>) -> Result<u64> {
+        let own = self.own_ino(entry.attr.ino);
+        if entry.attr.kind() == FileKind::Directory || !self.is_impure(parent)? {
+            return Ok(own);
+        }
+        Ok(self.origin_ino(&entry.node)?.unwrap_or(own))
+    }
+
+    /// Whether entries of the upper directory may have an origin.
+    pub(crate) fn is_impure(&self, parent: &Arc<Node<L, U>>) -> Result<bool> {
+        let (Some(state), Some(upper), Some(dir)) = (&parent.dir, &self.upper, parent.upper()) else {
+            return Ok(false);
+        };
+        if let Some(impure) = state.impure.get() {
+            return Ok(impure.load(Ordering::Acquire));
+        }
+        let read = self.marks.has(&upper.layer, dir, Mark::Impure)?;
+        Ok(state.impure.get_or_init(|| AtomicBool::new(read)).load(Ordering::Acquire))
+    }
+
+    /// An entry with an origin is about to come into the upper directory.
+    pub(crate) fn make_impure(&self, parent: &Arc<Node<L, U>>) -> Result<()> {
+        let (Some(state), Some(upper), Some(dir)) = (&parent.dir, &self.upper, parent.upper()) else {
+            return Ok(());
+        };
+        if self.is_impure(parent)? {
+            return Ok(());
+        }
+        match self.marks.set(&upper.layer, dir, Mark::Impure, b"y") {
+            // Without attributes there are no origins either.
+            Err(e) if e.errno() == Errno::EOPNOTSUPP => Ok(()),
+            Err(e) => Err(e),
+            Ok(()) => {
+                state.impure.get_or_init(|| AtomicBool::new(true)).store(true, Ordering::Release);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl<N> Hit<N> {
+    /// Regular files are searched on only where they are without their data.
+    fn is_metacopy(&self) -> bool {
+        self.entry.attr.kind() == FileKind::Regular && !matches!(self.below, Below::Stop)
+    }
+}

@@ -1,0 +1,211 @@
+//! The overlay backend from the command line's options: its layers opened, before anything is mounted.
+
+use std::ffi::CString;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, XattrFlags as RustixXattrFlags, fsetxattr, memfd_create};
+use rustix::io::Errno;
+use splicefs_core::{Backend, Caller, Error, Make, Name, SetAttr, SetTime, XattrFlags};
+use splicefs_overlay::{Config, Lower, Namespace, Overlay, Upper};
+use splicefs_passthrough::{LayerOptions, LayerSet, Passthrough};
+use splicefs_tmpfs::{Atime, Resize, Tmpfs};
+
+use super::layers::{Changes, Layers};
+use super::serve::room;
+use crate::failure::Failure;
+use crate::options::{LowerDir, Options, OverlayOptions};
+
+/// The most bytes in the names of a file's extended attributes, and in the value of one (XATTR_LIST_MAX, XATTR_SIZE_MAX).
+const XATTR_MAX_BYTES: usize = 65536;
+/// An attribute that only says whether it could be set.
+const PROBE: &str = "trusted.overlay.splicefs-probe";
+/// What the layers say to each other, which is nobody's business above.
+const PRIVATE: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
+
+/// Where the overlay keeps its own attributes: `trusted.` only where this process may set and see those, which takes
+/// CAP_SYS_ADMIN outside of any user namespace. The kernel checks that before it looks at the file system, so a file
+/// in memory tells it for all, and no layer is touched.
+pub(super) fn namespace(options: &OverlayOptions) -> Namespace {
+    if options.userxattr {
+        return Namespace::User;
+    }
+    let probe = memfd_create("probe", MemfdFlags::CLOEXEC)
+        .and_then(|file| fsetxattr(file, PROBE, b"", RustixXattrFlags::empty()));
+    match probe {
+        // Without such attributes in memory it is not the permission that was missing.
+        Ok(()) | Err(Errno::OPNOTSUPP) => Namespace::Trusted,
+        Err(error) => {
+            log::debug!("attributes are kept as user.overlay.: {error}");
+            Namespace::User
+        }
+    }
+}
+
+/// What to say of an overlay that serves: where changes go, and what ending it means.
+pub(super) fn announced(layers: &Layers, options: &Options) -> (String, &'static str) {
+    match (&layers.changes, options.overlay.in_memory) {
+        (Some(changes), _) if options.read_only => {
+            (format!("read-only, with upperdir {}", changes.upper.display()), "stop")
+        }
+        (Some(changes), _) => (format!("changes go to {}", changes.upper.display()), "stop"),
+        (None, Some(limits)) => {
+            let room = room(&memory(limits, options));
+            (format!("changes are kept in memory ({room})"), "stop, and lose the changes")
+        }
+        (None, None) => ("read-only for want of an upperdir".to_owned(), "stop"),
+    }
+}
+
+/// A file system in memory that takes changes.
+fn memory(limits: Resize, options: &Options) -> splicefs_tmpfs::Options {
+    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    splicefs_tmpfs::Options { atime: options.atime, ..splicefs_tmpfs::Options::new(limits, uid, gid) }
+}
+
+/// That there is no memory, or no limit that leaves room for anything.
+pub(super) fn no_memory(error: &Error) -> Failure {
+    Failure::new(format!("cannot make a file system in memory: {error}"))
+}
+
+/// Makes one directory look like another, of another file system.
+fn copy_attributes<A: Backend, B: Backend>(
+    (from, source): (&A, &Arc<A::Node>),
+    (to, target): (&B, &Arc<B::Node>),
+) -> splicefs_core::Result<()> {
+    let names = from.listxattr(source, XATTR_MAX_BYTES).unwrap_or_default();
+    let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    for name in names.filter(|name| !PRIVATE.iter().any(|private| name.starts_with(private))) {
+        let Ok(name) = CString::new(name) else { continue };
+        let none = XattrFlags { flags: 0, kill_sgid: false };
+        let copied = from
+            .getxattr(source, &name, XATTR_MAX_BYTES)
+            .and_then(|value| to.setxattr(&Caller::DAEMON, target, &name, &value, none));
+        if let Err(error) = copied {
+            log::debug!("the root of the upper layer goes without {}: {error}", name.to_string_lossy());
+        }
+    }
+    let attr = from.getattr(source, None)?;
+    let change = SetAttr {
+        mode: Some(attr.mode & 0o7777),
+        uid: Some(attr.uid),
+        gid: Some(attr.gid),
+        ..SetAttr::default()
+    };
+    to.setattr(&Caller::DAEMON, target, None, &change)?;
+    let times = SetAttr {
+        atime: Some(SetTime::At(attr.atime)),
+        mtime: Some(SetTime::At(attr.mtime)),
+        ..SetAttr::default()
+    };
+    to.setattr(&Caller::DAEMON, target, None, &times)?;
+    Ok(())
+}
+
+/// An overlay, ready to be served.
+pub(super) enum Built {
+    /// Changes go to a directory, or nowhere.
+    OnDirectories(Overlay<Passthrough, Passthrough>),
+    /// Changes are kept in memory.
+    InMemory(Overlay<Passthrough, Tmpfs>),
+}
+
+/// Opens the layers and merges them. To be called before mounting.
+///
+/// # Errors
+/// One line that names the directory, or the option that cannot be had.
+pub(super) fn build(layers: &Layers, mount_point: &Path, options: &Options) -> Result<Built, Failure> {
+    let config = options.overlay.config(namespace(&options.overlay))?;
+    let cannot = |error: Error| Failure::new(format!("cannot merge the layers: {error}"));
+    let set =
+        LayerSet::new(Some(mount_point)).map_err(|error| unopened("mount point", mount_point, &error))?;
+    let open = |what: &str, path: &Path, read_only| {
+        let noatime = read_only || options.atime == Atime::Never;
+        set.open(&LayerOptions { path: path.to_owned(), noatime, read_only })
+            .map_err(|error| unopened(what, path, &error))
+    };
+    let lower = |lower: &LowerDir| {
+        Ok(Lower { layer: open("lowerdir", &lower.path, true)?, data_only: lower.data_only })
+    };
+    let lowers: Vec<_> = layers.lowers.iter().map(lower).collect::<Result<_, Failure>>()?;
+    if let (Some(limits), Some(topmost)) = (options.overlay.in_memory, lowers.first()) {
+        let upper = in_memory(&memory(limits, options), &topmost.layer).map_err(|error| no_memory(&error))?;
+        // There is nothing that could be made durable.
+        let config = Config { volatile: true, ..config };
+        return Overlay::new(config, lowers, Some(upper)).map(Built::InMemory).map_err(cannot);
+    }
+    let upper = |changes: &Changes| {
+        let layer = open("upperdir", &changes.upper, false)?;
+        let work = layer.adopt(&changes.work).map_err(|error| unopened("workdir", &changes.work, &error))?;
+        Ok(Upper { root: layer.root(), layer, work })
+    };
+    let upper = layers.changes.as_ref().map(upper).transpose()?;
+    Overlay::new(config, lowers, upper).map(Built::OnDirectories).map_err(cannot)
+}
+
+fn unopened(what: &str, path: &Path, error: &io::Error) -> Failure {
+    let hint =
+        if error.raw_os_error() == Some(libc::EMFILE) { "; raise the limit (`ulimit -n`)" } else { "" };
+    Failure::new(format!("cannot open {what} {}: {error}{hint}", path.display()))
+}
+
+/// An upper layer in memory, whose root is like that of `below`.
+fn in_memory(options: &splicefs_tmpfs::Options, below: &impl Backend) -> splicefs_core::Result<Upper<Tmpfs>> {
+    let layer = Tmpfs::new(options)?;
+    let make = |name: &[u8]| -> splicefs_core::Result<_> {
+        let what = Make::Directory(0o700);
+        Ok(layer.make(&Caller::DAEMON, &layer.root(), &Name::new(name)?, what)?.node)
+    };
+    let (root, work) = (make(b"upper")?, make(b"work")?);
+    copy_attributes((below, &below.root()), (&layer, &root))?;
+    Ok(Upper { layer, root, work })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::*;
+    use crate::options::{BackendName, Unknown};
+
+    fn options(list: &str) -> Options {
+        Options::parse(&[list], Unknown::Refuse)
+            .and_then(|options| options.for_backend(BackendName::Overlay))
+            .expect("good options")
+    }
+
+    #[test]
+    fn attributes_are_roots_where_root_may_set_them() {
+        assert_eq!(namespace(&options("lowerdir=/l,userxattr").overlay), Namespace::User);
+        let by_user = !rustix::process::geteuid().is_root();
+        if by_user {
+            assert_eq!(namespace(&options("lowerdir=/l").overlay), Namespace::User);
+        }
+    }
+
+    #[test]
+    fn an_upper_layer_in_memory_has_the_root_of_the_layer_below() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o1751)).expect("chmod");
+        let empty = RustixXattrFlags::empty();
+        let has_xattrs = rustix::fs::setxattr(folder.path(), "user.kept", b"1", empty).is_ok()
+            && rustix::fs::setxattr(folder.path(), "user.overlay.opaque", b"y", empty).is_ok();
+        let below = Passthrough::new(&splicefs_passthrough::Options {
+            source: folder.path().to_owned(),
+            mount_point: None,
+            noatime: true,
+            block_devices_as_files: false,
+        })
+        .expect("a layer");
+        let made = in_memory(&memory(Resize::default(), &Options::default()), &below).expect("room");
+        let attr = made.layer.getattr(&made.root, None).expect("attributes");
+        let real = folder.path().metadata().expect("stat");
+        assert_eq!((attr.mode, attr.uid, attr.gid), (real.mode(), real.uid(), real.gid()));
+        assert_eq!((attr.mtime.sec, i64::from(attr.mtime.nsec)), (real.mtime(), real.mtime_nsec()));
+        if has_xattrs {
+            let names = made.layer.listxattr(&made.root, XATTR_MAX_BYTES).expect("names");
+            assert_eq!(names, b"user.kept\0", "{}", String::from_utf8_lossy(&names));
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Ids in a mount that are others than in its layers.
+
+use std::ffi::OsStr;
+
+use splicefs_overlay::IdRange;
+
+use super::values::utf8;
+
+/// Ranges, separated by colons like the numbers in them.
+pub(super) fn ranges(value: &OsStr) -> Result<Vec<IdRange>, String> {
+    let numbers: Option<Vec<u32>> = utf8(value).split(':').map(number).collect();
+    let ranges: Option<Vec<_>> = numbers.and_then(|numbers| numbers.chunks(3).map(range).collect());
+    ranges.ok_or_else(|| "ranges of ids, ID:SHOWN:COUNT, such as 0:1000:1:1:100000:65536".to_owned())
+}
+
+/// Digits alone: `parse` takes a leading plus sign.
+fn number(text: &str) -> Option<u32> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
+}
+
+/// The largest number is no id (chown(2)), and no range reaches it.
+fn range(numbers: &[u32]) -> Option<IdRange> {
+    let &[layers, mount, count] = numbers else { return None };
+    let fits = |first: u32| first.checked_add(count).is_some();
+    (count > 0 && fits(layers) && fits(mount)).then_some(IdRange { layers, mount, count })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_triples_and_hold_ids_only() {
+        let read = |text: &str| ranges(OsStr::new(text));
+        let range = |layers, mount, count| IdRange { layers, mount, count };
+        assert_eq!(read("0:1000:1"), Ok(vec![range(0, 1000, 1)]));
+        assert_eq!(read("0:1000:1:1:100000:65536"), Ok(vec![range(0, 1000, 1), range(1, 100_000, 65536)]));
+        assert_eq!(read("0:0:4294967295"), Ok(vec![range(0, 0, u32::MAX)]));
+        for bad in
+            ["", "0", "0:0", "0:0:0", "0:1:2:3", "a:b:c", "+1:0:1", "-1:0:1", "1:0:4294967295", "0:0:1:"]
+        {
+            assert!(read(bad).expect_err(bad).contains("ID:SHOWN:COUNT"), "{bad}");
+        }
+    }
+}
