@@ -11,8 +11,8 @@ use splicefs_core::{
 };
 
 use crate::file::File;
-use crate::listing::Dir;
 use crate::node::{LowerNode, Node};
+use crate::stream::Dir;
 use crate::{Overlay, copyup};
 
 impl<L: Layer, U: Layer> Overlay<L, U> {
@@ -203,8 +203,8 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
         self.open_dir(node)
     }
 
-    fn read_dir(&self, dir: &Self::Dir, from: Cookie, _hint: usize, sink: &mut DirSink<'_>) -> Result<()> {
-        self.read_open_dir(dir, from, sink)
+    fn read_dir(&self, dir: &Self::Dir, from: Cookie, hint: usize, sink: &mut DirSink<'_>) -> Result<()> {
+        self.read_open_dir(dir, from, hint, sink)
     }
 
     fn fsyncdir(&self, dir: &Self::Dir, data_only: bool) -> Result<()> {

@@ -203,7 +203,13 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         change: &SetAttr,
     ) -> Result<Attr> {
         let change = &self.config.owners.change(change)?;
-        let need = change.size.map_or(Need::Attributes, Need::Upto);
+        let only_size = SetAttr { size: change.size, ..SetAttr::default() };
+        let need = match change.size {
+            // What is cut off need not be copied, as long as nothing else in the change can be refused after that.
+            Some(size) if *change == only_size => Need::Upto(size),
+            Some(_) => Need::All,
+            None => Need::Attributes,
+        };
         let counterpart = self.copy_up(node, need)?;
         let layer = &self.changes()?.layer;
         let real = file.map(|file| self.real(file)).transpose()?;

@@ -3,7 +3,7 @@
 //! - what the layers have under a name: `resolve`, with the marks they leave on disk (`marks`, `origin`)
 //! - nodes and their inode numbers: `node`, `inode`
 //! - bringing things up: `copyup`, `data`, and `work`, the directory where changes are prepared
-//! - changes: `create`, `remove`, `rename`, `xattr`; directories: `listing`; open files: `file`
+//! - changes: `create`, `remove`, `rename`, `xattr`; directories: `listing` and `stream`; open files: `file`
 //!
 //! No data passes through here: an open file is a file of one of the layers, and the plan of a read is that layer's. A
 //! lower layer is only ever opened for reading. The order of locks stands at [`Node`].
@@ -24,6 +24,7 @@ mod owners;
 mod remove;
 mod rename;
 mod resolve;
+mod stream;
 mod uptree;
 mod work;
 mod xattr;
@@ -37,9 +38,9 @@ use splicefs_core::{Errno, FileKind, Layer, Result};
 
 pub use config::{Config, Namespace, Redirect, Xino};
 pub use file::File;
-pub use listing::Dir;
 pub use node::Node;
 pub use owners::{IdRange, Ids, Owners};
+pub use stream::Dir;
 
 use inode::Numbers;
 use marks::{Marks, Opaque};

@@ -1,18 +1,17 @@
 //! Merged directories, listed (fs/overlayfs/readdir.c).
 //!
 //! The names of all layers are merged once, when a stream is first read or rewound, and shared by the streams that are
-//! open at the time; positions are places in that list, so they stay what they are whatever changes meanwhile.
+//! open at the time. It is `stream` that hands them out.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-use splicefs_core::{Cookie, DirEntry, DirSink, Errno, FileKind, Layer, Name, Result};
+use splicefs_core::{Errno, FileKind, Layer, Name, Result};
 
 use crate::Overlay;
 use crate::marks::{DOT_WHITEOUT, each_entry, entry_of};
-use crate::node::{Hides, Node, Place};
+use crate::node::{Hides, Node};
 
 /// The names in a merged directory, `.` and `..` aside.
 #[derive(Debug, Default)]
@@ -36,6 +35,11 @@ impl Listing {
         self.entries.push(Listed { end: self.names.len(), ino, kind });
     }
 
+    /// The entry at a place in the list: its name, inode number and kind.
+    pub(crate) fn entry(&self, index: usize) -> Option<(&[u8], u64, FileKind)> {
+        self.get(index).map(|(name, listed)| (name, listed.ino, listed.kind))
+    }
+
     fn get(&self, index: usize) -> Option<(&[u8], Listed)> {
         let entry = *self.entries.get(index)?;
         let start = index.checked_sub(1).map_or(0, |before| self.entries[before].end);
@@ -49,12 +53,6 @@ impl Listing {
     pub(crate) fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
-}
-
-/// An open directory stream.
-pub struct Dir<L: Layer, U: Layer> {
-    pub(crate) node: Arc<Node<L, U>>,
-    listing: Mutex<Option<Arc<Listing>>>,
 }
 
 /// What is known of a name while layers are merged.
@@ -82,45 +80,6 @@ struct Merge {
 }
 
 impl<L: Layer, U: Layer> Overlay<L, U> {
-    pub(crate) fn open_dir(&self, node: &Arc<Node<L, U>>) -> Result<Dir<L, U>> {
-        if !node.is_dir() {
-            return Err(Errno::ENOTDIR.into());
-        }
-        Ok(Dir { node: node.clone(), listing: Mutex::new(None) })
-    }
-
-    pub(crate) fn read_open_dir(&self, dir: &Dir<L, U>, from: Cookie, sink: &mut DirSink<'_>) -> Result<()> {
-        const DOTS: u64 = 2;
-        let listing = {
-            let mut current = dir.listing.lock();
-            if from == Cookie::START || current.is_none() {
-                *current = Some(self.listing(&dir.node)?);
-            }
-            current.clone().unwrap_or_default()
-        };
-        let parent = match dir.node.place() {
-            Place::At(parent, _) => parent.ino,
-            Place::Root | Place::Nowhere => dir.node.ino,
-        };
-        for at in from.0.. {
-            let next = Cookie(at + 1);
-            let dot = |name, ino| DirEntry { name, ino, kind: FileKind::Directory, next };
-            let entry = match at {
-                0 => dot(b".", dir.node.ino),
-                1 => dot(b"..", parent),
-                _ => {
-                    let index = usize::try_from(at - DOTS).unwrap_or(usize::MAX);
-                    let Some((name, listed)) = listing.get(index) else { return Ok(()) };
-                    DirEntry { name, ino: listed.ino, kind: listed.kind, next }
-                }
-            };
-            if sink(entry).is_break() {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
     /// The merged names of a directory as they are now.
     pub(crate) fn listing(&self, node: &Arc<Node<L, U>>) -> Result<Arc<Listing>> {
         let Some(state) = &node.dir else { return Err(Errno::ENOTDIR.into()) };
@@ -219,7 +178,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     }
 
     /// The kind of an entry; `None` for a whiteout.
-    fn listed_kind<B: Layer>(
+    pub(crate) fn listed_kind<B: Layer>(
         &self,
         layer: &B,
         dir: &Arc<B::Node>,

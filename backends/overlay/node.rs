@@ -170,6 +170,11 @@ impl<L: Layer, U: Layer> Node<L, U> {
         }
     }
 
+    /// The counterpart in that lower layer, merged or not.
+    pub(crate) fn lower_in(&self, layer: usize) -> Option<&LowerNode<L>> {
+        self.lowers.iter().find(|lower| lower.layer == layer)
+    }
+
     /// The directory's upper counterpart has become opaque.
     pub(crate) fn set_opaque(&self) {
         if let Some(dir) = &self.dir {

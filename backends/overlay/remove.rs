@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
-use splicefs_core::{Errno, FileKind, Layer, Name, Result};
+use splicefs_core::{Errno, Error, FileKind, Layer, Name, Result};
 
 use crate::Overlay;
 use crate::create::check_name;
+use crate::listing::is_bare;
 use crate::marks::{entry_of, is_whiteout_device};
 use crate::node::{Key, Node};
+use crate::work::Changes;
 
 /// The locks of directories whose names change together, taken in the order of their ids.
 pub(crate) type Entries<'a> = SmallVec<[parking_lot::RwLockWriteGuard<'a, ()>; 3]>;
@@ -36,7 +38,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let dir = self.upper_dir(parent)?;
         let locks = if directory { lock(&[parent, &node]) } else { lock(&[parent]) };
         if directory && !self.listing_locked(&node)?.is_empty() {
-            return Err(Errno::ENOTEMPTY.into());
+            return Err(self.why_not_removed(upper, (&dir, name), &node));
         }
         let own = entry_of(&upper.layer, &dir, name)?.map(|entry| entry.attr);
         if own.as_ref().is_some_and(is_whiteout_device) {
@@ -52,6 +54,24 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         self.removed(parent, name, &node, own.is_some());
         drop(locks);
         Ok(())
+    }
+
+    /// Why a directory that is not empty cannot be removed: the upper file system may have a reason that comes first (an
+    /// immutable directory).
+    fn why_not_removed(
+        &self,
+        upper: &Changes<U>,
+        (dir, name): (&Arc<U::Node>, &Name),
+        node: &Node<L, U>,
+    ) -> Error {
+        let bare = |counterpart| is_bare(&upper.layer, counterpart).unwrap_or(true);
+        match node.upper() {
+            // It is asked only what it must refuse.
+            Some(counterpart) if !bare(counterpart) => {
+                upper.layer.rmdir(dir, name).err().unwrap_or_else(|| Errno::ENOTEMPTY.into())
+            }
+            _ => Errno::ENOTEMPTY.into(),
+        }
     }
 
     /// `node` has lost this name; `own` says that it was one in the upper layer.
