@@ -1,7 +1,7 @@
 //! Creating and linking in the upper layer (fs/overlayfs/dir.c).
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use smallvec::SmallVec;
 use splicefs_core::{
@@ -51,8 +51,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let caller = self.config.owners.creator(caller)?;
         let make = |dir: &Arc<U::Node>, name: &Name| upper.layer.make(&caller, dir, name, what);
         let is_dir = matches!(what, Make::Directory(_));
-        let entry = self.make_in(parent, name, is_dir, make, |entry| &entry.node)?;
-        self.born(parent, name, entry)
+        let (entry, alone) = self.make_in(parent, name, is_dir, make, |entry| &entry.node)?;
+        self.born(parent, name, entry, alone)
     }
 
     pub(crate) fn create_file(
@@ -68,12 +68,13 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let caller = self.config.owners.creator(caller)?;
         let create =
             |dir: &Arc<U::Node>, name: &Name| upper.layer.create(&caller, dir, name, mode, exclusive);
-        let (entry, opened) = match self.make_in(parent, name, false, create, |(entry, _)| &entry.node) {
-            // Someone else made it since the kernel looked; it looks again.
-            Err(e) if e.errno() == Errno::EEXIST && !flags.exclusive => return Err(Errno::ESTALE.into()),
-            other => other?,
-        };
-        let entry = self.born(parent, name, entry)?;
+        let ((entry, opened), alone) =
+            match self.make_in(parent, name, false, create, |(entry, _)| &entry.node) {
+                // Someone else made it since the kernel looked; it looks again.
+                Err(e) if e.errno() == Errno::EEXIST && !flags.exclusive => return Err(Errno::ESTALE.into()),
+                other => other?,
+            };
+        let entry = self.born(parent, name, entry, alone)?;
         let opened = File::upper(entry.node.clone(), flags.open, opened);
         Ok((entry, opened))
     }
@@ -108,13 +109,15 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let link = |dir: &Arc<U::Node>, name: &Name| upper.layer.link(&counterpart, dir, name);
         self.make_in(parent, name, false, link, |entry| &entry.node)?;
         node.change_links(1);
+        node.alone.store(false, Ordering::Release);
         if matches!(node.place(), Place::Nowhere) {
             node.set_place(Place::At(parent.clone(), name.clone()));
         }
         Ok(Entry { node: node.clone(), attr: self.attr(node)? })
     }
 
-    /// Makes something in the upper counterpart of `parent`, over a whiteout if there is one.
+    /// Makes something in the upper counterpart of `parent`, over a whiteout if there is one; whether there was none. Then no
+    /// lower layer shows anything under the name either, or the kernel would have found that.
     fn make_in<T>(
         &self,
         parent: &Arc<Node<L, U>>,
@@ -122,7 +125,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         is_dir: bool,
         make: impl Fn(&Arc<U::Node>, &Name) -> Result<T>,
         node: impl Fn(&T) -> &Arc<U::Node>,
-    ) -> Result<T> {
+    ) -> Result<(T, bool)> {
         check_name(name)?;
         let upper = self.changes()?;
         let dir = self.upper_dir(parent)?;
@@ -133,7 +136,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         }
         let made = match make(&dir, name) {
             Err(e) if e.errno() == Errno::EEXIST => {
-                self.make_over_whiteout(upper, (&dir, state.hides()), name, is_dir, &make, &node)?
+                (self.make_over_whiteout(upper, (&dir, state.hides()), name, is_dir, &make, &node)?, false)
             }
             Err(e) => return Err(e),
             Ok(made) => {
@@ -141,7 +144,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                 if is_dir && !parent.lowers().is_empty() {
                     self.marks.set_opaque(&upper.layer, node(&made))?;
                 }
-                made
+                // A name beside it may hide it from below.
+                (made, !state.hides().has_dots())
             }
         };
         upper.unhide_dot(&dir, state.hides(), name)?;
@@ -185,8 +189,11 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         parent: &Arc<Node<L, U>>,
         name: &Name,
         entry: Entry<U::Node>,
+        alone: bool,
     ) -> Result<Entry<Node<L, U>>> {
-        self.born_at(Place::At(parent.clone(), name.clone()), entry)
+        let entry = self.born_at(Place::At(parent.clone(), name.clone()), entry)?;
+        entry.node.alone.store(alone, Ordering::Release);
+        Ok(entry)
     }
 
     /// The node for what was just made in the upper layer.

@@ -45,6 +45,11 @@ impl Hides {
         Arc::new(Self { xattrs: false, dots: OnceLock::from(AtomicBool::new(false)) })
     }
 
+    /// Whether there may be names that begin with `.wh.`.
+    pub(crate) fn has_dots(&self) -> bool {
+        self.dots.get().is_some_and(|dots| dots.load(Ordering::Acquire))
+    }
+
     /// A name that begins with `.wh.` has been made in the directory.
     pub(crate) fn dot_made(&self) {
         self.dots.get_or_init(|| AtomicBool::new(true)).store(true, Ordering::Release);
@@ -130,6 +135,8 @@ pub struct Node<L: Layer, U: Layer> {
     lowers: SmallVec<[LowerNode<L>; 1]>,
     /// The topmost counterpart holds attributes alone, the data is further down.
     pub(crate) metacopy: AtomicBool,
+    /// Under the node's one name no lower layer shows anything: it need not be looked for when the name goes.
+    pub(crate) alone: AtomicBool,
     /// Names that were removed from a file that is in a lower layer only.
     pub(crate) removed: AtomicU32,
     /// How many names a file in the index has.
@@ -293,6 +300,7 @@ impl<L: Layer, U: Layer> Nodes<L, U> {
             upper,
             lowers: parts.lowers,
             metacopy: AtomicBool::new(parts.metacopy),
+            alone: AtomicBool::new(false),
             removed: AtomicU32::new(0),
             links: Mutex::new(parts.links),
             place: Mutex::new(parts.place),
@@ -305,6 +313,11 @@ impl<L: Layer, U: Layer> Nodes<L, U> {
             table.insert(key, Arc::downgrade(&node));
         }
         node
+    }
+
+    /// The node of that key, if it lives.
+    pub(crate) fn known(&self, key: &Key) -> Option<Arc<Node<L, U>>> {
+        self.table.lock().get(key).and_then(Weak::upgrade)
     }
 
     fn add_key(&self, node: &Arc<Node<L, U>>, key: Key) {

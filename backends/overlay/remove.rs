@@ -29,7 +29,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     pub(crate) fn remove(&self, parent: &Arc<Node<L, U>>, name: &Name, directory: bool) -> Result<()> {
         check_name(name).map_err(|_| Errno::ENOENT)?;
         let upper = self.changes()?;
-        let node = self.find(parent, name)?.ok_or(Errno::ENOENT)?.node;
+        let node = self.child(parent, name)?.ok_or(Errno::ENOENT)?;
         match (node.is_dir(), directory) {
             (true, false) => return Err(Errno::EISDIR.into()),
             (false, true) => return Err(Errno::ENOTDIR.into()),
@@ -46,7 +46,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         }
         let own = own.map(|attr| attr.kind());
         let state = parent.dir.as_ref().ok_or(Errno::ENOTDIR)?;
-        if self.is_below(parent, name)? {
+        if !node.alone.load(Ordering::Acquire) && self.is_below(parent, name)? {
             upper.hide(&dir, state.hides(), name, own)?;
         } else if let Some(kind) = own {
             upper.remove(&dir, name, kind)?;

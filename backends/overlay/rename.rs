@@ -38,8 +38,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         check_name(from.1)?;
         check_name(to.1)?;
         let exchange = flags.0 & libc::RENAME_EXCHANGE != 0;
-        let moved = self.find(from.0, from.1)?.ok_or(Errno::ENOENT)?.node;
-        let there = self.find(to.0, to.1)?.map(|entry| entry.node);
+        let moved = self.child(from.0, from.1)?.ok_or(Errno::ENOENT)?;
+        let there = self.child(to.0, to.1)?;
         match &there {
             Some(_) if flags.0 & libc::RENAME_NOREPLACE != 0 => return Err(Errno::EEXIST.into()),
             Some(there) if Arc::ptr_eq(there, &moved) => return Ok(()),
@@ -112,6 +112,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         back: &Arc<Node<L, U>>,
     ) -> Result<()> {
         let upper = self.changes()?;
+        for node in [moved, back] {
+            node.alone.store(false, Ordering::Release);
+        }
         self.mark_moved(upper, moved, from, to.0)?;
         self.mark_moved(upper, back, to, from.0)?;
         let (old, new) = (self.upper_dir(from.0)?, self.upper_dir(to.0)?);
@@ -134,7 +137,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         {
             return Err(Errno::ENOTEMPTY.into());
         }
-        let below = self.is_below(from.0, from.1)?;
+        let alone = moved.alone.load(Ordering::Acquire);
+        let below = !alone && self.is_below(from.0, from.1)?;
         self.mark_moved(upper, moved, from, to.0)?;
         let there = entry_of(&upper.layer, &new, to.1)?;
         if let (Some(there), Some(victim)) = (&there, victim)
@@ -166,6 +170,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             upper.rename((&old, from.1), (&new, to.1), whiteout)?;
         }
         upper.unhide_dot(&new, new_hides, to.1)?;
+        let nothing_there = there.is_none() && victim.is_none() && !new_hides.has_dots();
+        moved.alone.store(alone && nothing_there, Ordering::Release);
         Ok(replaces)
     }
 

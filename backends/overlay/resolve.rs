@@ -63,6 +63,19 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         }
     }
 
+    /// The node that `name` leads to, for one who is about to change the name. The kernel has looked it up, so that as a rule
+    /// it lives, and one look into the upper layer tells which it is.
+    pub(crate) fn child(&self, parent: &Arc<Node<L, U>>, name: &Name) -> Result<Option<Arc<Node<L, U>>>> {
+        if let (Some(upper), Some(dir)) = (&self.upper, parent.upper())
+            && !name.as_bytes().starts_with(DOT_WHITEOUT)
+            && let Some(entry) = entry_of(&upper.layer, dir, name)?
+            && let Some(node) = self.nodes.known(&Key::Upper(upper.layer.id(&entry.node)))
+        {
+            return Ok(Some(node));
+        }
+        Ok(self.find(parent, name)?.map(|entry| entry.node))
+    }
+
     /// The node for what was found under `name`.
     pub(crate) fn node_of(
         &self,

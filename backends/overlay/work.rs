@@ -146,7 +146,7 @@ impl<U: Layer> Changes<U> {
 
     /// The name has an entry of its own now: what hid those below it by its name alone is not needed any more.
     pub(crate) fn unhide_dot(&self, dir: &Arc<U::Node>, hides: &Hides, name: &Name) -> Result<()> {
-        if !hides.dots.get().is_some_and(|dots| dots.load(Ordering::Acquire)) {
+        if !hides.has_dots() {
             return Ok(());
         }
         let Some(hider) = dot_whiteout(name) else { return Ok(()) };
