@@ -47,8 +47,10 @@ struct Prepared<U: Layer> {
     file: Option<U::File>,
     /// What it says of the lower file it is a copy of.
     origin: Option<Vec<u8>>,
-    /// Number of names, where it is to be found by all of them.
-    links: Option<u32>,
+    /// It is to be found by all names of the lower file.
+    indexed: bool,
+    /// How many names the lower file has.
+    lower_links: u32,
     metacopy: bool,
 }
 
@@ -56,22 +58,47 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     /// The counterpart of `node` in the upper layer, made if there is none.
     ///
     /// # Errors
-    /// `EROFS` without an upper layer, and whatever keeps the copy from being complete. Nothing has changed then.
+    /// `EROFS` without an upper layer, `EPERM` for what its file system protects, and whatever keeps the copy from being
+    /// complete. Nothing has changed then.
     pub(crate) fn copy_up(&self, node: &Arc<Node<L, U>>, need: Need) -> Result<Arc<U::Node>> {
         let upper = self.changes()?;
         if let Some(counterpart) = self.copied(node, need) {
             return Ok(counterpart);
         }
+        if node.upper().is_none() {
+            let lower = Self::topmost(node)?;
+            if self.lowers[lower.layer].layer.is_protected(&lower.node)? {
+                return Err(Errno::EPERM.into());
+            }
+        }
+        for above in Self::lower_ancestors(node).into_iter().rev() {
+            self.copy_up_one(upper, &above, Need::Attributes)?;
+        }
+        self.copy_up_one(upper, node, need)
+    }
+
+    /// The directories above a node that have no counterpart yet, the nearest first.
+    fn lower_ancestors(node: &Arc<Node<L, U>>) -> Vec<Arc<Node<L, U>>> {
+        let mut above = Vec::new();
+        let mut place = node.place();
+        while let Place::At(parent, _) = place {
+            if parent.upper().is_some() {
+                break;
+            }
+            place = parent.place();
+            above.push(parent);
+        }
+        above
+    }
+
+    fn copy_up_one(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>, need: Need) -> Result<Arc<U::Node>> {
         let _copying = node.copying.lock();
         if let Some(counterpart) = self.copied(node, need) {
             return Ok(counterpart);
         }
         if let Some(counterpart) = node.upper() {
-            self.copy_up_data(upper, node, counterpart, need)?;
+            self.copy_up_data(upper, node, counterpart)?;
             return Ok(counterpart.clone());
-        }
-        if let Place::At(parent, _) = node.place() {
-            self.copy_up(&parent, Need::Attributes)?;
         }
         let prepared = self.prepare(upper, node, need)?;
         self.publish(upper, node, prepared)
@@ -97,8 +124,15 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
 
     fn prepare_bare(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>, attr: &Attr) -> Result<Prepared<U>> {
         let flags = CreateFlags { open: OpenFlags(libc::O_RDWR), exclusive: false };
-        let made =
-            |node, temp, file| Prepared { node, temp, file, origin: None, links: None, metacopy: false };
+        let made = |node, temp, file| Prepared {
+            node,
+            temp,
+            file,
+            origin: None,
+            indexed: false,
+            lower_links: 1,
+            metacopy: false,
+        };
         if node.kind == FileKind::Regular {
             match upper.layer.tmpfile(&Caller::DAEMON, &upper.work, 0o600, flags) {
                 Ok((entry, opened)) => return Ok(made(entry.node, None, Some(opened.file))),
@@ -149,10 +183,15 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             upper.layer.setattr(&Caller::DAEMON, &prepared.node, Some(file), &size)?;
         }
         self.copy_attributes(upper, layer, &lower.node, &prepared.node, prepared.file.as_ref(), attr)?;
-        prepared.origin = self.set_origin(upper, lower, &prepared.node)?;
-        if prepared.origin.is_some() && self.indexed(lower, attr).is_some() {
-            prepared.links = Some(attr.nlink.saturating_sub(node.removed.load(Ordering::Acquire)));
+        prepared.indexed = self.indexed(lower, attr).is_some();
+        // One of several names that becomes a file of its own is no copy of the others' file (c->origin in copy_up.c).
+        if prepared.indexed || node.kind == FileKind::Directory || attr.nlink == 1 {
+            prepared.origin = self.set_origin(upper, lower, &prepared.node)?;
         }
+        if prepared.indexed && prepared.origin.is_none() {
+            return Err(Errno::EPERM.into());
+        }
+        prepared.lower_links = attr.nlink;
         if prepared.metacopy {
             self.marks.set(&upper.layer, &prepared.node, Mark::Metacopy, b"")?;
         }
@@ -268,24 +307,26 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     }
 
     fn try_publish(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>, prepared: &Prepared<U>) -> Result<()> {
-        let id = upper.layer.id(&prepared.node);
-        let settled = || {
-            node.metacopy.store(prepared.metacopy, Ordering::Release);
-            if let Some(links) = prepared.links {
-                node.set_links(links);
-            }
-            node.set_upper(prepared.node.clone(), Key::Upper(id));
-        };
+        // Whoever comes upon the counterpart must find this node by it, and not make another.
+        let key = Key::Upper(upper.layer.id(&prepared.node));
+        self.nodes.add_key(node, key.clone());
+        let shown = self.show(upper, node, prepared);
+        if shown.is_err() {
+            self.nodes.remove_key(node, &key);
+        }
+        shown
+    }
+
+    fn show(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>, prepared: &Prepared<U>) -> Result<()> {
         for _ in 0..ATTEMPTS {
             let Place::At(parent, name) = node.place() else {
                 // Removed meanwhile: whoever has it open goes on with a file without a name, unless it has others.
-                if !self.put_in_index(upper, prepared, 1)?
+                if !self.put_in_index(upper, node, prepared)?
                     && let Some(temp) = &prepared.temp
                 {
                     upper.remove(&upper.work, temp, node.kind)?;
                 }
-                settled();
-                return Ok(());
+                return self.settled(upper, node, prepared, 1);
             };
             let dir = self.copy_up(&parent, Need::Attributes)?;
             let Some(state) = &parent.dir else { return Err(Errno::ENOTDIR.into()) };
@@ -293,18 +334,18 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             if !node.is_at(&parent, &name) {
                 continue;
             }
-            if prepared.origin.is_some() {
-                self.make_impure(&parent)?;
-            }
+            self.make_impure(&parent)?;
             let before = upper.layer.getattr(&dir, None)?;
-            if self.put_in_index(upper, prepared, 2)? {
-                upper.layer.link(&prepared.node, &dir, &name).map(drop)?;
-            } else if let Some(temp) = &prepared.temp {
-                upper.show(temp, &dir, &name)?;
-            } else {
-                upper.layer.link(&prepared.node, &dir, &name).map(drop)?;
+            let in_index = self.put_in_index(upper, node, prepared)?;
+            let named = match &prepared.temp {
+                Some(temp) if !in_index => upper.show(temp, &dir, &name),
+                _ => upper.layer.link(&prepared.node, &dir, &name).map(drop),
+            };
+            if let Err(e) = named {
+                self.take_from_index(upper, prepared, in_index);
+                return Err(e);
             }
-            settled();
+            self.settled(upper, node, prepared, 2)?;
             // To its users the directory has not changed.
             if let Err(e) = upper.layer.setattr(&Caller::DAEMON, &dir, None, &times(&before)) {
                 log::warn!("a directory's times are those of a copy-up in it: {e}");
@@ -314,14 +355,37 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         Err(Error::fault(Errno::EBUSY, "a file was renamed too often while it was copied up"))
     }
 
-    /// Puts a file that has more than one name where it is found by each of them; whether it is one. `own` is the number
-    /// of names that the copy is about to have, that in the index included.
-    fn put_in_index(&self, upper: &Changes<U>, prepared: &Prepared<U>, own: u32) -> Result<bool> {
-        let (Some(links @ 1..), Some(origin), Some(index)) = (prepared.links, &prepared.origin, &upper.index)
-        else {
+    /// The counterpart is where it belongs, with `own` names if it is in the index.
+    fn settled(
+        &self,
+        upper: &Changes<U>,
+        node: &Arc<Node<L, U>>,
+        prepared: &Prepared<U>,
+        own: u32,
+    ) -> Result<()> {
+        node.metacopy.store(prepared.metacopy, Ordering::Release);
+        if prepared.indexed {
+            let links = prepared.lower_links.saturating_sub(node.removed.load(Ordering::Acquire));
+            node.set_links(links);
+            if let Err(e) = self.set_links(upper, &prepared.node, links, own) {
+                // What stands there says the same of the lower file's names.
+                log::debug!("the number of names is not brought up to date: {e}");
+            }
+        } else if node.kind != FileKind::Directory && prepared.lower_links > 1 {
+            node.set_ino(self.own_ino(upper.layer.getattr(&prepared.node, prepared.file.as_ref())?.ino));
+        }
+        node.set_upper(prepared.node.clone());
+        Ok(())
+    }
+
+    /// Puts a file that has more than one name where it is found by each of them; whether it is one.
+    fn put_in_index(&self, upper: &Changes<U>, node: &Node<L, U>, prepared: &Prepared<U>) -> Result<bool> {
+        let removed = node.removed.load(Ordering::Acquire);
+        let (Some(origin), Some(index)) = (&prepared.origin, &upper.index) else { return Ok(false) };
+        if !prepared.indexed || prepared.lower_links <= removed {
             return Ok(false);
-        };
-        self.set_links(upper, &prepared.node, links, own)?;
+        }
+        self.set_lower_links(upper, &prepared.node, removed)?;
         let name = index::name_of(origin)?;
         match &prepared.temp {
             Some(temp) => upper.show(temp, index, &name)?,
@@ -330,13 +394,20 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         Ok(true)
     }
 
+    /// The name could not be given: the copy is not to be found by the others either.
+    fn take_from_index(&self, upper: &Changes<U>, prepared: &Prepared<U>, in_index: bool) {
+        let (true, Some(origin), Some(index)) = (in_index, &prepared.origin, &upper.index) else { return };
+        if let Err(e) = index::name_of(origin).and_then(|name| upper.layer.unlink(index, &name)) {
+            log::warn!("a copy stays in the index: {e}");
+        }
+    }
+
     /// Brings the data to a counterpart that has only attributes.
     fn copy_up_data(
         &self,
         upper: &Changes<U>,
         node: &Arc<Node<L, U>>,
         counterpart: &Arc<U::Node>,
-        need: Need,
     ) -> Result<()> {
         let attr = upper.layer.getattr(counterpart, None)?;
         let opened = upper.layer.open(&Caller::DAEMON, counterpart, OpenFlags(libc::O_RDWR))?;
@@ -345,11 +416,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             Err(e) if matches!(e.errno(), Errno::ENODATA | Errno::EOPNOTSUPP) => None,
             Err(e) => return Err(e),
         };
-        let len = match need {
-            Need::Upto(len) => len.min(attr.size),
-            _ => attr.size,
-        };
-        self.copy_data(upper, node, &opened.file, len, attr.size)?;
+        // All of it, whatever is cut off then: the file has its full size already, and a hole where data is missing.
+        self.copy_data(upper, node, &opened.file, attr.size, attr.size)?;
         if let Some(value) = capability {
             let flags = XattrFlags { flags: 0, kill_sgid: false };
             upper.layer.setxattr(&Caller::DAEMON, counterpart, CAPABILITY, &value, flags)?;

@@ -102,6 +102,10 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     ) -> Result<Entry<Node<L, U>>> {
         let upper = self.changes()?;
         let counterpart = self.copy_up(node, Need::Attributes)?;
+        if node.metacopy.load(Ordering::Acquire) {
+            // By its new name the data would not be found (`ovl_set_link_redirect`).
+            self.set_redirect(upper, node, &counterpart, false)?;
+        }
         self.upper_dir(parent)?;
         if self.marks.has(&upper.layer, &counterpart, Mark::Origin)? {
             self.make_impure(parent)?;
@@ -142,13 +146,19 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             Ok(made) => {
                 // Not to be merged with what a lower layer may have under the name one day.
                 if is_dir && !parent.lowers().is_empty() {
-                    self.marks.set_opaque(&upper.layer, node(&made))?;
+                    // Nothing is below, so it may as well stay as it is.
+                    if let Err(e) = self.marks.set_opaque(&upper.layer, node(&made)) {
+                        log::debug!("a new directory is not marked opaque: {e}");
+                    }
                 }
                 // A name beside it may hide it from below.
                 (made, !state.hides().has_dots())
             }
         };
-        upper.unhide_dot(&dir, state.hides(), name)?;
+        if let Err(e) = upper.unhide_dot(&dir, state.hides(), name) {
+            // The entry counts, but for whoever removes it by hand.
+            log::warn!("a whiteout stays beside {:?}: {e}", name.as_os_str());
+        }
         parent.names_changed();
         Ok(made)
     }

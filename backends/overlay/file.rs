@@ -37,9 +37,9 @@ impl<L: Layer, U: Layer> File<L, U> {
         opened: Opened<F>,
         real: impl FnOnce(F) -> Real<L, U>,
     ) -> Opened<Self> {
-        let Opened { file, direct_io, stream } = opened;
+        let Opened { file, direct_io, stream, changed } = opened;
         let real = RwLock::new(Arc::new(real(file)));
-        Opened { file: Self { node, flags, real }, direct_io, stream }
+        Opened { file: Self { node, flags, real }, direct_io, stream, changed }
     }
 
     /// An open file of the upper layer.
@@ -57,7 +57,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     ) -> Result<Opened<File<L, U>>> {
         let truncates = flags.has(libc::O_TRUNC);
         if flags.writes() || truncates {
+            let lower = node.upper().is_none();
             self.copy_up(node, if truncates { Need::Upto(0) } else { Need::All })?;
+            return Ok(Opened { changed: lower, ..self.open_upper(caller, node, flags)? });
         }
         if node.has_upper_data() {
             return self.open_upper(caller, node, flags);

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use splicefs_core::{Attr, Caller, Entry, Errno, FileKind, Layer, Make, Name, Result};
 
 use crate::Overlay;
+use crate::config::Namespace;
 use crate::marks::{Mark, Marks, each_entry, entry_of, is_whiteout_device};
 use crate::node::{LowerNode, Node};
 use crate::origin::{self, Origin};
@@ -53,6 +54,9 @@ pub(crate) fn open<U: Layer>(layer: &U, outer: &Arc<U::Node>, marks: Marks) -> R
         Some(entry) => entry.node,
         None => layer.make(&Caller::DAEMON, outer, &name, Make::Directory(0o700))?.node,
     };
+    // Where no file can say how many names it has, there is no index.
+    marks.set(layer, &index, Mark::Nlink, b"U+0")?;
+    marks.remove(layer, &index, Mark::Nlink)?;
     let mut names = Vec::new();
     each_entry(layer, &index, |entry| {
         if entry.kind != FileKind::Directory {
@@ -75,11 +79,6 @@ pub(crate) fn open<U: Layer>(layer: &U, outer: &Arc<U::Node>, marks: Marks) -> R
 }
 
 impl<L: Layer, U: Layer> Overlay<L, U> {
-    /// Whether hard links of files of this lower layer stay one file.
-    pub(crate) fn keeps_links(&self, layer: usize) -> bool {
-        self.upper.as_ref().is_some_and(|upper| upper.index.is_some()) && self.has_handles[layer]
-    }
-
     /// The origin of what is copied from a lower file, as it stands in the attribute; `None` where the file system has no
     /// handles.
     pub(crate) fn origin_of(&self, lower: &LowerNode<L>) -> Result<Option<Vec<u8>>> {
@@ -101,7 +100,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let upper = self.upper.as_ref()?;
         let index = upper.index.as_ref()?;
         let linked = attr.kind() != FileKind::Directory && attr.nlink > 1;
-        (linked && self.has_handles[lower.layer]).then_some((upper, index))
+        // Users' attributes are for regular files alone.
+        let marked = self.config.namespace == Namespace::Trusted || attr.kind() == FileKind::Regular;
+        (linked && marked && self.has_handles[lower.layer]).then_some((upper, index))
     }
 
     /// How many names an upper file has, if it is in the index. `lower` tells the number of its lower file's.
@@ -121,6 +122,18 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         // Where it cannot be told: the names of the copy, without the one in the index.
         let fallback = attr.nlink.saturating_sub(1).max(1);
         Ok(Some(parse_nlink(&value, attr.nlink, lower)?.unwrap_or(fallback)))
+    }
+
+    /// Writes down that a copy has as many names as the lower file, less those that were `removed`: true whether or not it has
+    /// got its own yet.
+    pub(crate) fn set_lower_links(
+        &self,
+        upper: &Changes<U>,
+        counterpart: &Arc<U::Node>,
+        removed: u32,
+    ) -> Result<()> {
+        let value = format!("L{:+}", -i64::from(removed));
+        self.marks.set(&upper.layer, counterpart, Mark::Nlink, value.as_bytes())
     }
 
     /// Writes down how many names a file has, `own` of them its copy's, the one in the index included.

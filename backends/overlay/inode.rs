@@ -69,6 +69,10 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             return Ok(None);
         };
         let Some(origin) = Origin::parse(&value) else { return Ok(None) };
+        if origin.uuid == [0; 16] && self.nameless_file_systems() > 1 {
+            // Which of them the handle is of cannot be told (`ovl_lower_uuid_ok`).
+            return Ok(None);
+        }
         let mut asked = Vec::new();
         for lower in &self.lowers {
             let file_system = lower.layer.file_system();
@@ -89,9 +93,18 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         Ok(None)
     }
 
+    /// How many of the lower layers' file systems have no UUID.
+    fn nameless_file_systems(&self) -> usize {
+        let nameless = self.lowers.iter().filter(|lower| lower.layer.uuid() == [0; 16]);
+        let mut all: Vec<_> = nameless.map(|lower| lower.layer.file_system()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all.len()
+    }
+
     /// The attributes of a node as callers see them, from those of its topmost counterpart.
     pub(crate) fn shown(&self, node: &Node<L, U>, mut attr: Attr) -> Result<Attr> {
-        attr.ino = node.ino;
+        attr.ino = node.ino();
         self.config.owners.show(&mut attr);
         let upper = node.upper().is_some();
         if node.kind == FileKind::Directory {

@@ -63,6 +63,15 @@ enum Seen {
     Directory(usize),
 }
 
+/// Whether an entry's inode number in its layer is the one that is shown.
+enum Number {
+    Right,
+    /// Unless a lower layer has a directory of the same name.
+    OfLower,
+    /// Only a lookup tells.
+    Unsure,
+}
+
 /// An entry of one layer's directory.
 struct Raw {
     name: Vec<u8>,
@@ -104,7 +113,13 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             let impure = self.is_impure(node)?;
             let own = |ino| self.own_ino(ino);
             self.add(&mut merge, &upper.layer, dir, state.hides(), own, |kind| {
-                impure || (kind == FileKind::Directory && !node.lowers().is_empty())
+                if impure {
+                    Number::Unsure
+                } else if kind == FileKind::Directory && !node.lowers().is_empty() {
+                    Number::OfLower
+                } else {
+                    Number::Right
+                }
             })?;
         }
         for lower in node.lowers() {
@@ -116,7 +131,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                 &lower.node,
                 &hides,
                 |ino| self.lower_ino(lower.layer, ino),
-                |_| false,
+                |_| Number::Right,
             )?;
         }
         let Merge { mut listing, unsure, .. } = merge;
@@ -129,8 +144,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         Ok(listing)
     }
 
-    /// Adds the names of one layer that those above neither have nor hide. `unsure` says of which kinds the upper layer
-    /// does not tell the number by itself.
+    /// Adds the names of one layer that those above neither have nor hide. `number` says for each kind
+    /// whether the layer's own number is what is shown.
     fn add<B: Layer>(
         &self,
         merge: &mut Merge,
@@ -138,7 +153,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         dir: &Arc<B::Node>,
         hides: &Hides,
         shown: impl Fn(u64) -> u64,
-        unsure: impl Fn(FileKind) -> bool,
+        number: impl Fn(FileKind) -> Number,
     ) -> Result<()> {
         let mut hidden = Vec::new();
         for Raw { name, ino, kind } in raw_entries(layer, dir)? {
@@ -161,13 +176,13 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             };
             let index = merge.listing.entries.len();
             merge.listing.push(&name, shown(ino), kind);
-            let seen = match (unsure(kind), kind) {
-                (true, FileKind::Directory) => Seen::Directory(index),
-                (true, _) => {
+            let seen = match number(kind) {
+                Number::Right => Seen::Done,
+                Number::OfLower => Seen::Directory(index),
+                Number::Unsure => {
                     merge.unsure.push(index);
                     Seen::Done
                 }
-                (false, _) => Seen::Done,
             };
             merge.seen.insert(name, seen);
         }

@@ -94,7 +94,10 @@ impl Marks {
     }
 
     pub(crate) fn has<B: Layer>(self, layer: &B, node: &Arc<B::Node>, mark: Mark) -> Result<bool> {
-        Ok(self.get(layer, node, mark, SHORT_MAX)?.is_some())
+        match self.get(layer, node, mark, SHORT_MAX) {
+            Err(e) if e.errno() == Errno::ERANGE => Ok(true),
+            other => Ok(other?.is_some()),
+        }
     }
 
     pub(crate) fn set<B: Layer>(

@@ -32,17 +32,19 @@ pub(crate) struct Hides {
     pub(crate) xattrs: bool,
     /// By names that begin with `.wh.`, once that has been looked up.
     pub(crate) dots: OnceLock<AtomicBool>,
+    /// Of a lower directory: whether entries came from elsewhere (`Mark::Impure`), once that has been read.
+    pub(crate) impure: OnceLock<bool>,
 }
 
 impl Hides {
     /// For a directory that may hold whiteouts that are attributes.
     pub(crate) fn new(xattrs: bool) -> Arc<Self> {
-        Arc::new(Self { xattrs, dots: OnceLock::new() })
+        Arc::new(Self { xattrs, ..Self::default() })
     }
 
     /// For a directory that was just made.
     pub(crate) fn none() -> Arc<Self> {
-        Arc::new(Self { xattrs: false, dots: OnceLock::from(AtomicBool::new(false)) })
+        Arc::new(Self { dots: OnceLock::from(AtomicBool::new(false)), ..Self::default() })
     }
 
     /// Whether there may be names that begin with `.wh.`.
@@ -129,8 +131,7 @@ pub(crate) enum Key {
 pub struct Node<L: Layer, U: Layer> {
     pub(crate) id: NodeId,
     pub(crate) kind: FileKind,
-    /// The inode number callers see, the same for as long as the node lives.
-    pub(crate) ino: u64,
+    ino: AtomicU64,
     upper: OnceLock<Arc<U::Node>>,
     lowers: SmallVec<[LowerNode<L>; 1]>,
     /// The topmost counterpart holds attributes alone, the data is further down.
@@ -164,6 +165,16 @@ pub(crate) struct Parts<L: Layer, U: Layer> {
 }
 
 impl<L: Layer, U: Layer> Node<L, U> {
+    /// The inode number callers see: the same as long as the node lives, but for one of several names of a lower file that
+    /// becomes a file of its own by being copied up.
+    pub(crate) fn ino(&self) -> u64 {
+        self.ino.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_ino(&self, ino: u64) {
+        self.ino.store(ino, Ordering::Release);
+    }
+
     /// The counterpart in the upper layer, if there is one.
     pub(crate) fn upper(&self) -> Option<&Arc<U::Node>> {
         self.upper.get()
@@ -194,10 +205,8 @@ impl<L: Layer, U: Layer> Node<L, U> {
         self.upper.get().is_some() && !self.metacopy.load(Ordering::Acquire)
     }
 
-    /// The node has been copied up. From now on it is found by its counterpart as well.
-    pub(crate) fn set_upper(self: &Arc<Self>, upper: Arc<U::Node>, key: Key) {
-        // The key first: whoever sees the counterpart must find this node by it.
-        self.nodes.add_key(self, key);
+    /// The node has been copied up. By the counterpart's key it is found already.
+    pub(crate) fn set_upper(&self, upper: Arc<U::Node>) {
         if self.upper.set(upper).is_err() {
             log::error!("a node was copied up twice");
         }
@@ -296,7 +305,7 @@ impl<L: Layer, U: Layer> Nodes<L, U> {
         let node = Arc::new(Node {
             id: NodeId(self.next.fetch_add(1, Ordering::Relaxed)),
             kind: parts.kind,
-            ino: parts.ino,
+            ino: AtomicU64::new(parts.ino),
             upper,
             lowers: parts.lowers,
             metacopy: AtomicBool::new(parts.metacopy),
@@ -320,7 +329,8 @@ impl<L: Layer, U: Layer> Nodes<L, U> {
         self.table.lock().get(key).and_then(Weak::upgrade)
     }
 
-    fn add_key(&self, node: &Arc<Node<L, U>>, key: Key) {
+    /// The node is found by this key as well. To be called before anyone can come upon what the key stands for.
+    pub(crate) fn add_key(&self, node: &Arc<Node<L, U>>, key: Key) {
         node.keys.lock().push(key.clone());
         self.table.lock().insert(key, Arc::downgrade(node));
     }

@@ -7,6 +7,7 @@ use smallvec::SmallVec;
 use splicefs_core::{Errno, Error, FileKind, Layer, Name, Result};
 
 use crate::Overlay;
+use crate::copyup::Need;
 use crate::create::check_name;
 use crate::listing::is_bare;
 use crate::marks::{entry_of, is_whiteout_device};
@@ -36,6 +37,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             _ => {}
         }
         let dir = self.upper_dir(parent)?;
+        self.before_removal(&node)?;
         let locks = if directory { lock(&[parent, &node]) } else { lock(&[parent]) };
         if directory && !self.listing_locked(&node)?.is_empty() {
             return Err(self.why_not_removed(upper, (&dir, name), &node));
@@ -53,6 +55,23 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         }
         self.removed(parent, name, &node, own.is_some());
         drop(locks);
+        Ok(())
+    }
+
+    /// A lower file of several names must be in the index before one of them goes, or the number of those left would be
+    /// forgotten (`ovl_nlink_start`); and what its file system protects keeps its names.
+    pub(crate) fn before_removal(&self, node: &Arc<Node<L, U>>) -> Result<()> {
+        if node.upper().is_some() {
+            return Ok(());
+        }
+        let lower = Self::topmost(node)?;
+        let layer = &self.lowers[lower.layer].layer;
+        if layer.is_protected(&lower.node)? {
+            return Err(Errno::EPERM.into());
+        }
+        if self.indexed(lower, &layer.getattr(&lower.node, None)?).is_some() {
+            self.copy_up(node, Need::Attributes)?;
+        }
         Ok(())
     }
 

@@ -56,10 +56,13 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         }
         for node in std::iter::once(&moved).chain(back) {
             if node.is_dir() && self.config.redirect == Redirect::Copy {
-                self.copy_up_tree(node, DEEPEST)?;
+                self.copy_up_tree(node)?;
             } else {
                 self.copy_up(node, Need::Attributes)?;
             }
+        }
+        if let Some(victim) = there.as_ref().filter(|_| !exchange) {
+            self.before_removal(victim)?;
         }
         self.link_up(&moved, from.0, from.1)?;
         if let Some(back) = back {
@@ -201,7 +204,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         Ok(())
     }
 
-    fn set_redirect(
+    pub(crate) fn set_redirect(
         &self,
         upper: &Changes<U>,
         node: &Arc<Node<L, U>>,
@@ -232,6 +235,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
 
     /// The path by which the layers below know a node: its own, with the redirects of those above it.
     fn lower_path(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>) -> Result<Vec<Name>> {
+        if matches!(node.place(), Place::Nowhere) {
+            return Err(Errno::ESTALE.into());
+        }
         let mut path = Vec::new();
         let mut at = node.clone();
         for _ in 0..DEEPEST {

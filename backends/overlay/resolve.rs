@@ -17,7 +17,10 @@ pub(crate) struct Found<L: Layer, U: Layer> {
     pub(crate) attr: Attr,
     pub(crate) upper: Option<Arc<U::Node>>,
     pub(crate) lowers: SmallVec<[LowerNode<L>; 1]>,
+    /// The topmost holds attributes alone.
     pub(crate) metacopy: bool,
+    /// The last one does, too.
+    incomplete: bool,
     /// The inode number callers see.
     pub(crate) ino: u64,
     links: Option<u32>,
@@ -48,6 +51,23 @@ enum Below {
     Via(Way),
 }
 
+/// What there may be below an entry of a layer.
+#[derive(Clone, Copy)]
+struct Beneath {
+    /// Directories that are merged with the entry's.
+    same: bool,
+    /// Whatever a redirect leads to.
+    redirects: bool,
+    /// The data of a file.
+    metacopies: bool,
+}
+
+impl Beneath {
+    fn any(self) -> bool {
+        self.same || self.redirects
+    }
+}
+
 /// In which directories of the lower layers a name is looked for.
 struct Search<L: Layer> {
     dirs: std::collections::VecDeque<LowerNode<L>>,
@@ -66,6 +86,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     /// The node that `name` leads to, for one who is about to change the name. The kernel has looked it up, so that as a rule
     /// it lives, and one look into the upper layer tells which it is.
     pub(crate) fn child(&self, parent: &Arc<Node<L, U>>, name: &Name) -> Result<Option<Arc<Node<L, U>>>> {
+        let state = parent.dir.as_ref().ok_or(Errno::ENOTDIR)?;
+        let _entries = state.entries.read();
         if let (Some(upper), Some(dir)) = (&self.upper, parent.upper())
             && !name.as_bytes().starts_with(DOT_WHITEOUT)
             && let Some(entry) = entry_of(&upper.layer, dir, name)?
@@ -83,7 +105,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         name: &Name,
         found: Found<L, U>,
     ) -> Result<Entry<Node<L, U>>> {
-        let Found { attr, upper, lowers, metacopy, ino, links, hides } = found;
+        let Found { attr, upper, lowers, metacopy, incomplete: _, ino, links, hides } = found;
         let from_upper = upper.is_some();
         let key = self.key(parent, name, upper.as_ref(), &lowers, &attr);
         let place = Place::At(parent.clone(), name.clone());
@@ -120,7 +142,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             return Key::Upper(layer.layer.id(node));
         }
         let LowerNode { layer, node, .. } = &lowers[0];
-        if attr.kind() != FileKind::Directory && attr.nlink > 1 && !self.keeps_links(*layer) {
+        let linked = attr.kind() != FileKind::Directory && attr.nlink > 1;
+        if linked && self.upper.is_some() && self.indexed(&lowers[0], attr).is_none() {
             return Key::Named(parent.id, name.clone());
         }
         Key::Lower(*layer, self.lowers[*layer].layer.id(node))
@@ -134,7 +157,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let mut search = Search { dirs: parent.lowers().iter().cloned().collect(), path: vec![name.clone()] };
         let mut found = None;
         if let (Some(upper), Some(dir), Some(state)) = (&self.upper, parent.upper(), &parent.dir) {
-            match self.look(&upper.layer, dir, state.hides(), name, !search.dirs.is_empty())? {
+            let below = self.below(!search.dirs.is_empty(), 0, || self.is_impure(parent))?;
+            match self.look(&upper.layer, dir, state.hides(), name, below)? {
                 Here::Nothing => {}
                 Here::Hidden => return Ok(None),
                 Here::Is(hit) => {
@@ -147,7 +171,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                     let ino = self.upper_ino(parent, &hit.entry)?;
                     let upper = Some(hit.entry.node);
                     let lowers = SmallVec::new();
-                    found = Some(Found { attr, upper, lowers, metacopy, ino, links: None, hides });
+                    let incomplete = metacopy;
+                    found =
+                        Some(Found { attr, upper, lowers, metacopy, incomplete, ino, links: None, hides });
                 }
             }
         }
@@ -166,7 +192,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             let attr = hit.entry.attr;
             let is_dir = attr.kind() == FileKind::Directory;
             let (merges, wants_data) = match found {
-                Some(found) => (found.attr.kind() == FileKind::Directory, found.metacopy),
+                Some(found) => (found.attr.kind() == FileKind::Directory, found.incomplete),
                 None => (is_dir, false),
             };
             if is_dir != merges || (wants_data && attr.kind() != FileKind::Regular) {
@@ -185,13 +211,13 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                         found.ino = self.lower_ino(layer, attr.ino);
                     }
                     found.lowers.push(lower);
-                    found.metacopy |= metacopy;
+                    found.incomplete = metacopy;
                 }
                 None => {
                     let ino = self.lower_ino(layer, attr.ino);
                     let lowers = SmallVec::from_iter([lower]);
-                    *found =
-                        Some(Found { attr, upper: None, lowers, metacopy, ino, links: None, hides: None });
+                    let (upper, links, hides, incomplete) = (None, None, None, metacopy);
+                    *found = Some(Found { attr, upper, lowers, metacopy, incomplete, ino, links, hides });
                 }
             }
             if !self.follow(&mut search, Some(layer), hit.below, metacopy)? {
@@ -221,7 +247,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             None => return Ok(None),
         };
         for (step, name) in way.iter().enumerate() {
-            let hit = match self.look(layer, &at, &hides, name, !search.dirs.is_empty())? {
+            let below = self.below_lower(search, index, &at, &hides)?;
+            let hit = match self.look(layer, &at, &hides, name, below)? {
                 Here::Nothing => return Ok(None),
                 Here::Is(hit) if hit.entry.attr.kind() == FileKind::Directory => hit,
                 Here::Hidden | Here::Is(_) => {
@@ -235,10 +262,11 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                 Below::Stop => search.dirs.clear(),
                 Below::Same => {}
                 // This layer is gone through as it is; the ones below know the directory by another path.
-                Below::Via(way) => self.redirect(search, index + 1, way, step, false)?,
+                Below::Via(to) => self.redirect(search, index + 1, to, way.len() - step, false)?,
             }
         }
-        match self.look(layer, &at, &hides, last, !search.dirs.is_empty())? {
+        let below = self.below_lower(search, index, &at, &hides)?;
+        match self.look(layer, &at, &hides, last, below)? {
             Here::Nothing => Ok(None),
             Here::Hidden => {
                 search.dirs.clear();
@@ -255,22 +283,23 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             Below::Stop => return Ok(false),
             Below::Same => {}
             Below::Via(way) => {
-                let step = search.path.len().saturating_sub(1);
-                self.redirect(search, layer.map_or(0, |layer| layer + 1), way, step, data)?;
+                self.redirect(search, layer.map_or(0, |layer| layer + 1), way, 0, data)?;
             }
         }
         Ok(!search.dirs.is_empty())
     }
 
-    /// From layer `first` on, what was the component `step` of the path is found by `way`.
+    /// From layer `first` on, what has `after` components behind it in the path is found by `way`.
     fn redirect(
         &self,
         search: &mut Search<L>,
         first: usize,
         way: Way,
-        step: usize,
+        after: usize,
         data: bool,
     ) -> Result<()> {
+        // The path may be longer or shorter by now than the one that led here, but not behind this component.
+        let step = search.path.len().checked_sub(after + 1).ok_or(Errno::EIO)?;
         if self.config.redirect == Redirect::NoFollow {
             return Err(Error::fault(Errno::EPERM, "a redirected file, and redirect_dir=nofollow"));
         }
@@ -287,17 +316,18 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         Ok(())
     }
 
-    /// What one layer has under `name`. `more` says that there are layers below whose names it may hide or share.
+    /// What one layer has under `name`. `below` says what there may be for it to hide
+    /// or to share.
     fn look<B: Layer>(
         &self,
         layer: &B,
         dir: &Arc<B::Node>,
         hides: &Hides,
         name: &Name,
-        more: bool,
+        below: Beneath,
     ) -> Result<Here<B::Node>> {
         let Some(entry) = entry_of(layer, dir, name)? else {
-            let hidden = more && Self::is_dot_hidden(layer, dir, hides, name)?;
+            let hidden = below.same && Self::is_dot_hidden(layer, dir, hides, name)?;
             return Ok(if hidden { Here::Hidden } else { Here::Nothing });
         };
         if self.marks.is_whiteout(layer, &entry.node, &entry.attr, hides.xattrs)? {
@@ -305,18 +335,18 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         }
         let mut hit = Hit { entry, below: Below::Stop, xattr_whiteouts: false };
         match hit.entry.attr.kind() {
-            FileKind::Directory if more || hides.xattrs => {
+            FileKind::Directory if below.any() || hides.xattrs => {
                 match self.marks.opaque(layer, &hit.entry.node)? {
                     Opaque::Yes => return Ok(Here::Is(hit)),
                     Opaque::XattrWhiteouts => hit.xattr_whiteouts = true,
                     Opaque::No => {}
                 }
             }
-            FileKind::Regular if self.may_be_metacopy(&hit.entry.attr) => {
+            FileKind::Regular if below.metacopies => {
                 if !self.marks.has(layer, &hit.entry.node, Mark::Metacopy)? {
                     return Ok(Here::Is(hit));
                 }
-                if !self.config.metacopy {
+                if !self.follows_metacopy() {
                     return Err(Error::fault(
                         Errno::EPERM,
                         "a file without its data (metacopy), and no metacopy=on",
@@ -325,7 +355,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             }
             _ => return Ok(Here::Is(hit)),
         }
-        if more || hit.entry.attr.kind() == FileKind::Regular {
+        if below.any() || hit.entry.attr.kind() == FileKind::Regular {
             hit.below = match self.marks.redirect(layer, &hit.entry.node)? {
                 Some(way) => Below::Via(way),
                 None => Below::Same,
@@ -334,9 +364,37 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         Ok(Here::Is(hit))
     }
 
-    /// A copy of the attributes alone takes no room for data.
-    fn may_be_metacopy(&self, attr: &Attr) -> bool {
-        !self.lowers.is_empty() && attr.size > attr.blocks.saturating_mul(512)
+    /// Whether files may be without their data.
+    fn follows_metacopy(&self) -> bool {
+        self.config.metacopy || self.lowers.iter().any(|lower| lower.data_only)
+    }
+
+    /// What is below an entry of a directory. `same` says that directories of lower layers are merged with this one; from
+    /// layer `first` on, a redirect may lead to others. `impure` says whether entries of this directory came from elsewhere:
+    /// only then are they asked for redirects, and without metacopy=on for being copies of attributes alone.
+    fn below(&self, same: bool, first: usize, impure: impl FnOnce() -> Result<bool>) -> Result<Beneath> {
+        let layers = self.lower_roots.len() > first;
+        let follows = self.config.redirect != Redirect::NoFollow;
+        let always = self.follows_metacopy();
+        let impure = layers && (!same || !always) && impure()?;
+        Ok(Beneath { same, redirects: impure && follows, metacopies: layers && (always || impure) })
+    }
+
+    /// The same for a directory of a lower layer.
+    fn below_lower(
+        &self,
+        search: &Search<L>,
+        index: usize,
+        dir: &Arc<L::Node>,
+        hides: &Hides,
+    ) -> Result<Beneath> {
+        self.below(!search.dirs.is_empty(), index + 1, || {
+            if let Some(impure) = hides.impure.get() {
+                return Ok(*impure);
+            }
+            let impure = self.marks.has(&self.lowers[index].layer, dir, Mark::Impure)?;
+            Ok(*hides.impure.get_or_init(|| impure))
+        })
     }
 
     fn is_dot_hidden<B: Layer>(layer: &B, dir: &Arc<B::Node>, hides: &Hides, name: &Name) -> Result<bool> {
@@ -374,14 +432,11 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
 
     /// What can be said only when all layers have been asked.
     fn finish(&self, parent: &Arc<Node<L, U>>, name: &Name, found: &mut Found<L, U>) -> Result<()> {
-        if found.metacopy && found.attr.kind() == FileKind::Regular {
-            let holds_data = found.lowers.len() + usize::from(found.upper.is_some()) > 1;
-            if !holds_data {
-                return Err(Error::fault(
-                    Errno::EIO,
-                    format!("the data of {:?} is in none of the layers", name.as_os_str()),
-                ));
-            }
+        if found.incomplete {
+            return Err(Error::fault(
+                Errno::EIO,
+                format!("the data of {:?} is in none of the layers", name.as_os_str()),
+            ));
         }
         let lower_links = || match found.lowers.first() {
             Some(lower) => Ok(Some(self.lowers[lower.layer].layer.getattr(&lower.node, None)?.nlink)),
@@ -394,6 +449,11 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         } else if let Some(copy) = self.find_linked(&found.lowers[0], &found.attr)? {
             found.links = self.links(&copy.node, &copy.attr, lower_links)?;
             found.attr = copy.attr;
+            if copy.attr.kind() == FileKind::Regular
+                && let Some(upper) = &self.upper
+            {
+                found.metacopy = self.marks.has(&upper.layer, &copy.node, Mark::Metacopy)?;
+            }
             found.upper = Some(copy.node);
         }
         Ok(())

@@ -72,8 +72,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                 _ => source.insert(Arc::new(self.source(&dir.node)?)).clone(),
             }
         };
-        let own = dir.node.ino;
-        let parent = if let Place::At(parent, _) = dir.node.place() { parent.ino } else { own };
+        let own = dir.node.ino();
+        let parent = if let Place::At(parent, _) = dir.node.place() { parent.ino() } else { own };
         let dots = Dots { own, parent };
         match &*source {
             Source::Merged(listing) => {

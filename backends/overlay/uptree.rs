@@ -9,41 +9,62 @@ use crate::copyup::Need;
 use crate::marks::entry_of;
 use crate::node::Node;
 
-/// Whoever is outrun this often by others who change the directory is told so.
+/// Whoever is outrun this often by others who change a directory is told so.
 const ATTEMPTS: usize = 16;
 
 impl<L: Layer, U: Layer> Overlay<L, U> {
-    /// Copies a directory up with everything in it, and makes it opaque, so that it needs nothing from below any more. Its
-    /// lower directories go on being hidden by whatever takes its place.
-    pub(crate) fn copy_up_tree(&self, node: &Arc<Node<L, U>>, deepest: usize) -> Result<()> {
-        let upper = self.changes()?;
-        let counterpart = self.copy_up(node, Need::All)?;
-        let Some(state) = &node.dir else { return Ok(()) };
-        if deepest == 0 {
-            return Err(Errno::ELOOP.into());
-        }
+    /// Copies a directory up with everything in it, and makes it opaque, so that it needs nothing from below any more. What
+    /// is below goes on being hidden by whatever takes its place.
+    pub(crate) fn copy_up_tree(&self, root: &Arc<Node<L, U>>) -> Result<()> {
         for _ in 0..ATTEMPTS {
-            for name in self.listing(node)?.names() {
-                let name = Name::new(name)?;
-                if let Some(entry) = self.find(node, &name)? {
-                    self.copy_up_tree(&entry.node, deepest - 1)?;
-                    self.link_up(&entry.node, node, &name)?;
-                }
+            // Each directory stands behind the one that it is in.
+            let mut dirs = vec![root.clone()];
+            let mut next = 0;
+            while let Some(dir) = dirs.get(next).cloned() {
+                self.copy_up_entries(&dir, &mut dirs)?;
+                next += 1;
             }
-            if node.lowers().is_empty() {
-                return Ok(());
-            }
-            let _entries = state.entries.write();
-            let mut complete = true;
-            for name in self.listing_locked(node)?.names() {
-                complete &= entry_of(&upper.layer, &counterpart, &Name::new(name)?)?.is_some();
-            }
-            if complete {
-                self.marks.set_opaque(&upper.layer, &counterpart)?;
-                node.set_opaque();
+            if dirs.iter().rev().try_fold(true, |all, dir| Ok::<_, Error>(self.cut_off(dir)? && all))? {
                 return Ok(());
             }
         }
         Err(Error::fault(Errno::EBUSY, "a directory changed too often while it was copied up"))
+    }
+
+    /// Copies a directory and its entries up; those that are directories are added to `dirs`.
+    fn copy_up_entries(&self, dir: &Arc<Node<L, U>>, dirs: &mut Vec<Arc<Node<L, U>>>) -> Result<()> {
+        self.copy_up(dir, Need::All)?;
+        if !dir.is_dir() {
+            return Ok(());
+        }
+        for name in self.listing(dir)?.names() {
+            let name = Name::new(name)?;
+            let Some(node) = self.child(dir, &name)? else { continue };
+            if node.is_dir() {
+                dirs.push(node);
+            } else {
+                self.copy_up(&node, Need::All)?;
+                self.link_up(&node, dir, &name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a directory opaque whose entries are all in the upper layer; whether they are.
+    fn cut_off(&self, dir: &Arc<Node<L, U>>) -> Result<bool> {
+        let upper = self.changes()?;
+        let (Some(state), Some(counterpart)) = (&dir.dir, dir.upper()) else { return Ok(true) };
+        if dir.lowers().is_empty() {
+            return Ok(true);
+        }
+        let _entries = state.entries.write();
+        for name in self.listing_locked(dir)?.names() {
+            if entry_of(&upper.layer, counterpart, &Name::new(name)?)?.is_none() {
+                return Ok(false);
+            }
+        }
+        self.marks.set_opaque(&upper.layer, counterpart)?;
+        dir.set_opaque();
+        Ok(true)
     }
 }

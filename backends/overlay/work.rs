@@ -5,7 +5,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use splicefs_core::{Attr, Caller, Errno, Error, FileKind, Layer, Make, Name, RenameFlags, Result};
 
@@ -29,7 +29,7 @@ pub(crate) struct Changes<U: Layer> {
     pub(crate) index: Option<Arc<U::Node>>,
     next: AtomicU64,
     /// Whether whiteouts can be devices.
-    devices: AtomicBool,
+    devices: bool,
 }
 
 fn rename_flags(flags: u32) -> RenameFlags {
@@ -60,7 +60,8 @@ impl<U: Layer> Changes<U> {
             Some(Err(e)) if e.errno() == Errno::EOPNOTSUPP => None,
             index => index.transpose()?,
         };
-        Ok(Self { layer, own, work, index, next: AtomicU64::new(0), devices: AtomicBool::new(true) })
+        let devices = whiteouts_are_devices(&layer, &work)?;
+        Ok(Self { layer, own, work, index, next: AtomicU64::new(0), devices })
     }
 
     /// A name in the work directory that no one has.
@@ -83,27 +84,13 @@ impl<U: Layer> Changes<U> {
         self.rename((&self.work, temp), (dir, name), libc::RENAME_NOREPLACE)
     }
 
-    /// Whether whiteouts are devices, as far as is known.
+    /// Whether whiteouts are devices.
     pub(crate) fn devices(&self) -> bool {
-        self.devices.load(Ordering::Relaxed)
+        self.devices
     }
 
-    /// Makes a whiteout; `false` where this file system lets us make no device.
-    fn make_whiteout(&self, dir: &Arc<U::Node>, name: &Name) -> Result<bool> {
-        if !self.devices() {
-            return Ok(false);
-        }
-        match self.layer.make(&Caller::DAEMON, dir, name, Make::Node(libc::S_IFCHR, 0)) {
-            Ok(_) => Ok(true),
-            Err(e) if matches!(e.errno(), Errno::EPERM | Errno::EOPNOTSUPP | Errno::EINVAL) => {
-                log::info!(
-                    "no devices can be made in the upper layer ({e}): whiteouts are files named .wh.*"
-                );
-                self.devices.store(false, Ordering::Relaxed);
-                Ok(false)
-            }
-            Err(e) => Err(e),
-        }
+    fn make_whiteout(&self, dir: &Arc<U::Node>, name: &Name) -> Result<()> {
+        self.layer.make(&Caller::DAEMON, dir, name, Make::Node(libc::S_IFCHR, 0)).map(drop)
     }
 
     /// Hides `name` of the layers below, in one step with the removal of what the upper layer has under it.
@@ -115,14 +102,19 @@ impl<U: Layer> Changes<U> {
         own: Option<FileKind>,
     ) -> Result<()> {
         let Some(kind) = own else {
-            return if self.make_whiteout(dir, name)? { Ok(()) } else { self.hide_by_dot(dir, hides, name) };
+            return if self.devices {
+                self.make_whiteout(dir, name)
+            } else {
+                self.hide_by_dot(dir, hides, name)
+            };
         };
-        let temp = self.temp()?;
-        if !self.make_whiteout(&self.work, &temp)? {
+        if !self.devices {
             // What the directory has under the name shows until it is removed.
             self.hide_by_dot(dir, hides, name)?;
             return self.remove(dir, name, kind);
         }
+        let temp = self.temp()?;
+        self.make_whiteout(&self.work, &temp)?;
         let exchange = if kind == FileKind::Directory { libc::RENAME_EXCHANGE } else { 0 };
         if let Err(e) = self.rename((&self.work, &temp), (dir, name), exchange) {
             self.discard(&self.work, &temp);
@@ -204,6 +196,31 @@ fn refuse_incompatible<U: Layer>(layer: &U, work: &Arc<U::Node>, volatile: bool)
             features.join(", ")
         ),
     ))
+}
+
+/// Whether the upper file system lets us make whiteouts as devices, and by renaming, tried out in the work directory: a
+/// refusal elsewhere has another reason.
+fn whiteouts_are_devices<U: Layer>(layer: &U, work: &Arc<U::Node>) -> Result<bool> {
+    let (first, second) = (Name::new(b"#first")?, Name::new(b"#second")?);
+    let tried = layer.make(&Caller::DAEMON, work, &first, Make::Node(libc::S_IFCHR, 0)).and_then(|_| {
+        let whiteout = RenameFlags(libc::RENAME_WHITEOUT);
+        layer.rename(&Caller::DAEMON, (work, &first), (work, &second), whiteout)
+    });
+    for name in [first, second] {
+        if entry_of(layer, work, &name)?.is_some() {
+            layer.unlink(work, &name)?;
+        }
+    }
+    match tried {
+        Ok(()) => Ok(true),
+        Err(e) if matches!(e.errno(), Errno::EPERM | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS) => {
+            log::info!(
+                "no whiteout devices can be made in the upper layer ({e}): whiteouts are files named .wh.*"
+            );
+            Ok(false)
+        }
+        Err(e) => Err(e),
+    }
 }
 
 /// Removes an entry and what is below it.

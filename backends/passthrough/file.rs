@@ -149,6 +149,7 @@ impl Tree {
             file: File { fd, direct, contents, append_only, position: Mutex::new(()) },
             direct_io,
             stream,
+            changed: false,
         })
     }
 
@@ -184,7 +185,7 @@ impl Tree {
             append_only: false,
             position: Mutex::new(()),
         };
-        Ok(Opened { file, direct_io: false, stream: false })
+        Ok(Opened { file, direct_io: false, stream: false, changed: false })
     }
 }
 

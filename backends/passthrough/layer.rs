@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{CWD, OFlags};
+use rustix::fs::{CWD, OFlags, StatxAttributes};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use splicefs_core::sys::mount::seal;
 use splicefs_core::{Errno, FileHandle, FileKind, Layer, Result, sys};
@@ -165,6 +165,11 @@ impl Layer for Passthrough {
             Err(e) if matches!(e.errno(), Errno::ESTALE | Errno::EINVAL) => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    fn is_protected(&self, node: &Arc<Node>) -> Result<bool> {
+        let flags = self.tree.statx(node)?.stx_attributes;
+        Ok(flags.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND))
     }
 
     fn descriptor<'f>(&self, file: &'f File) -> Option<BorrowedFd<'f>> {

@@ -28,6 +28,11 @@ impl Layer for Tmpfs {
         Ok(None)
     }
 
+    fn is_protected(&self, _node: &Arc<Self::Node>) -> Result<bool> {
+        // There are no such flags.
+        Ok(false)
+    }
+
     /// None: the limits would not know of what is written past them.
     fn descriptor<'f>(&self, _file: &'f File) -> Option<BorrowedFd<'f>> {
         None

@@ -91,7 +91,7 @@ impl Tmpfs {
 
 /// An opened file as the serving code takes it.
 fn opened(file: File) -> Opened<File> {
-    Opened { file, direct_io: false, stream: false }
+    Opened { file, direct_io: false, stream: false, changed: false }
 }
 
 impl fmt::Debug for Tmpfs {

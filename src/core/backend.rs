@@ -57,6 +57,8 @@ pub struct Opened<F> {
     pub direct_io: bool,
     /// The file has no offsets; it is read from where it stands.
     pub stream: bool,
+    /// Opening changed attributes other than the size: what the kernel was told of them is true no longer.
+    pub changed: bool,
 }
 
 /// How [`Backend::create`] and [`Backend::tmpfile`] open what they create.

@@ -35,6 +35,11 @@ pub trait Layer: Backend {
     /// # Errors
     /// `EPERM` where the daemon may not ask (open_by_handle_at(2) needs CAP_DAC_READ_SEARCH).
     fn inode_of(&self, handle: &FileHandle) -> Result<Option<u64>>;
+    /// Whether the file system keeps everybody, root included, from changing the node or its names (`chattr +i`, `+a`).
+    ///
+    /// # Errors
+    /// Those of finding the node.
+    fn is_protected(&self, node: &Arc<Self::Node>) -> Result<bool>;
     /// The descriptor that holds the contents of an open file, to be cloned or copied from and to by the kernel;
     /// `None` where there is no single one.
     fn descriptor<'f>(&self, file: &'f Self::File) -> Option<BorrowedFd<'f>>;

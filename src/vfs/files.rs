@@ -14,7 +14,10 @@ use crate::reply::{Engine, Outcome};
 
 impl<B: Backend> Vfs<B> {
     fn handle(&self, vnode: Arc<VNode<B>>, opened: Opened<B::File>, flags: OpenFlags) -> Handle {
-        let Opened { file, direct_io, stream } = opened;
+        let Opened { file, direct_io, stream, changed } = opened;
+        if changed {
+            self.attributes_changed(self.backend.id(&vnode.node));
+        }
         let id = self.files.insert(OpenFile { vnode, file, made_for_caller: direct_io });
         Handle { id, direct_io, stream, read_only: !flags.writes() }
     }
