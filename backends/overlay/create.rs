@@ -11,7 +11,7 @@ use splicefs_core::{
 use crate::Overlay;
 use crate::copyup::Need;
 use crate::file::File;
-use crate::marks::{DOT_WHITEOUT, Mark, entry_of};
+use crate::marks::{DOT_WHITEOUT, entry_of};
 use crate::node::{Hides, Key, Node, Parts, Place};
 use crate::work::Changes;
 
@@ -107,7 +107,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             self.set_redirect(upper, node, &counterpart, false)?;
         }
         self.upper_dir(parent)?;
-        if self.marks.has(&upper.layer, &counterpart, Mark::Origin)? {
+        if self.comes_from_below(upper, node, &counterpart)? {
             self.make_impure(parent)?;
         }
         let link = |dir: &Arc<U::Node>, name: &Name| upper.layer.link(&counterpart, dir, name);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 use splicefs_core::{
-    Attr, Caller, Errno, Error, Ioctl, Layer, OpenFlags, Opened, ReadPlan, Result, SeekTo, SetAttr, Span, sys,
+    Attr, Caller, Errno, Error, Ioctl, Layer, OpenFlags, Opened, ReadPlan, Result, SeekTo, SetAttr, SetTime,
+    Span, sys,
 };
 
 use crate::Overlay;
@@ -197,6 +198,14 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         }
     }
 
+    /// Whether setting this size makes a file shorter that is in lower layers alone.
+    fn is_cut(&self, node: &Arc<Node<L, U>>, size: Option<u64>) -> Result<bool> {
+        match size {
+            Some(size) if node.upper().is_none() => Ok(size < self.attr(node)?.size),
+            _ => Ok(false),
+        }
+    }
+
     pub(crate) fn set_attr(
         &self,
         caller: &Caller,
@@ -212,6 +221,11 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             Some(_) => Need::All,
             None => Need::Attributes,
         };
+        let mut change = *change;
+        if change.mtime.is_none() && self.is_cut(node, change.size)? {
+            // The copy has the new length already, and setting it once more would not set the time.
+            change.mtime = Some(SetTime::Now);
+        }
         let counterpart = self.copy_up(node, need)?;
         let layer = &self.changes()?.layer;
         let real = file.map(|file| self.real(file)).transpose()?;
@@ -219,7 +233,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             Some(Real::Upper(real)) => Some(real),
             _ => None,
         };
-        let attr = layer.setattr(caller, &counterpart, real, change)?;
+        let attr = layer.setattr(caller, &counterpart, real, &change)?;
         self.shown(node, attr)
     }
 }

@@ -11,7 +11,8 @@ use splicefs_core::{Errno, FileKind, Layer, Name, Result};
 
 use crate::Overlay;
 use crate::marks::{DOT_WHITEOUT, each_entry, entry_of};
-use crate::node::{Hides, Node};
+use crate::node::{Hides, Key, Node};
+use crate::resolve::Found;
 
 /// The names in a merged directory, `.` and `..` aside.
 #[derive(Debug, Default)]
@@ -138,10 +139,17 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         for index in unsure {
             let Some((name, _)) = listing.get(index) else { continue };
             if let Some(found) = self.resolve(node, &Name::new(name)?)? {
-                listing.entries[index].ino = found.ino;
+                listing.entries[index].ino = self.living_ino(&found);
             }
         }
         Ok(listing)
+    }
+
+    /// The inode number of what was found: one that lives keeps its number where nothing on disk could tell it.
+    fn living_ino(&self, found: &Found<L, U>) -> u64 {
+        let (Some(upper), Some(counterpart)) = (&self.upper, &found.upper) else { return found.ino };
+        let living = self.nodes.known(&Key::Upper(upper.layer.id(counterpart)));
+        living.map_or(found.ino, |node| node.ino())
     }
 
     /// Adds the names of one layer that those above neither have nor hide. `number` says for each kind

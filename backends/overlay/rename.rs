@@ -54,7 +54,16 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         for node in std::iter::once(&moved).chain(back) {
             self.check_movable(node)?;
         }
-        for node in std::iter::once(&moved).chain(back) {
+        if let Some(victim) = there.as_ref().filter(|victim| !exchange && victim.is_dir())
+            && !self.listing(victim)?.is_empty()
+        {
+            return Err(Errno::ENOTEMPTY.into());
+        }
+        for (node, (parent, name)) in std::iter::once((&moved, from)).chain(back.map(|back| (back, to))) {
+            if node.upper().is_none() && !node.is_at(parent, name) {
+                // Of several names, this is the one to be copied up.
+                node.set_place(Place::At(parent.clone(), name.clone()));
+            }
             if node.is_dir() && self.config.redirect == Redirect::Copy {
                 self.copy_up_tree(node)?;
             } else {
@@ -198,10 +207,20 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             }
             return Ok(());
         }
-        if self.marks.has(&upper.layer, counterpart, Mark::Origin)? {
+        if self.comes_from_below(upper, node, counterpart)? {
             self.make_impure(to)?;
         }
         Ok(())
+    }
+
+    /// Whether a node has an inode number other than its upper counterpart's.
+    pub(crate) fn comes_from_below(
+        &self,
+        upper: &Changes<U>,
+        node: &Node<L, U>,
+        counterpart: &Arc<U::Node>,
+    ) -> Result<bool> {
+        Ok(!node.lowers().is_empty() || self.marks.has(&upper.layer, counterpart, Mark::Origin)?)
     }
 
     pub(crate) fn set_redirect(

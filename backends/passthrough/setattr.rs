@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustix::fs::{
     AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chmodat, chownat, ftruncate, utimensat,
 };
-use splicefs_core::{Attr, Caller, Errno, FileKind, Result, SetAttr, SetTime, sys};
+use splicefs_core::{Attr, Caller, Errno, FileKind, Result, SetAttr, SetTime};
 
 use crate::file::File;
 use crate::node::Node;
@@ -51,7 +51,8 @@ impl Tree {
             let _guard = caller.clearing(mode_of(fd)?)?;
             match file {
                 Some(file) if writable(file)? => ftruncate(fd, size)?,
-                _ => ftruncate(sys::reopen(fd, OFlags::WRONLY | OFlags::NONBLOCK)?, size)?,
+                // By its path, as the caller did it: of a size that stays the same, ftruncate(2) would change the time.
+                _ => nix::unistd::truncate(path_of(fd).as_str(), length(size)?)?,
             }
         }
         if change.atime.is_some() || change.mtime.is_some() {
@@ -61,6 +62,10 @@ impl Tree {
         }
         Ok(self.attr(&stat::of_fd(fd)?))
     }
+}
+
+fn length(size: u64) -> Result<i64> {
+    i64::try_from(size).map_err(|_| Errno::EFBIG.into())
 }
 
 fn mode_of(fd: &OwnedFd) -> Result<u32> {
