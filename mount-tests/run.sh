@@ -142,16 +142,26 @@ install_tool() {
     fi
 }
 
-# Mounts a backend at $work/NAME, passthrough with $base/NAME-source as its source: BACKEND NAME OPTIONS
+# The layers of an overlay, as mount options: NAME
+layers() {
+    local at=$base/$1-layers
+    as_root mkdir -p -- "$at"/{lower/below,upper,work}
+    as_root chmod 755 "$at"/{lower,upper}
+    printf 'lowerdir=%s/lower,upperdir=%s/upper,workdir=%s/work' "$at" "$at" "$at"
+}
+
+# Mounts a backend at $work/NAME, passthrough with $base/NAME-source as its source, an overlay of $base/NAME-layers:
+# BACKEND NAME OPTIONS
 mount_splicefs() {
-    local source=()
+    local source=() options=$3
     as_root mkdir -p -- "$work/$2"
+    [[ $1 != overlay ]] || options=$(layers "$2"),$3
     if [[ $1 == passthrough ]]; then
         source=("$base/$2-source")
         as_root mkdir -p -- "${source[@]}"
         as_root chmod 755 "${source[@]}"
     fi
-    as_root "$splicefs" "$1" "${source[@]}" "$work/$2" -o "$3"
+    as_root "$splicefs" "$1" "${source[@]}" "$work/$2" -o "$options"
 }
 
 # The results of pjdfstest in a directory: `NAME ok`, `NAME FAILED` or `NAME skipped` a line, sorted.
@@ -167,7 +177,8 @@ run_pjdfstest() {
     (($(wc -l <"$output") > 300)) || { tail -n 20 "$output.full" && return 1; }
 }
 
-# No failure that the kernel's own file system does not have: the source's, or the kernel's tmpfs. BACKEND OPTIONS
+# No failure that the kernel's own file system does not have: the source's, or the kernel's tmpfs or overlayfs.
+# BACKEND OPTIONS
 pjdfstest_suite() {
     local backend=$1 options=$2
     if [[ $backend == tmpfs ]]; then
@@ -175,6 +186,11 @@ pjdfstest_suite() {
         as_root mount -t tmpfs tmpfs "$work/ktm"
         run_pjdfstest "$work/ktm/mount" "$work/native"
         as_root umount "$work/ktm"
+    elif [[ $backend == overlay ]]; then
+        as_root mkdir -p -- "$work/kov"
+        as_root mount -t overlay overlay "$work/kov" -o "$(layers kov),redirect_dir=on"
+        run_pjdfstest "$work/kov/mount" "$work/native"
+        as_root umount "$work/kov"
     else
         run_pjdfstest "$base/native" "$work/native"
     fi
@@ -239,11 +255,14 @@ suite 'unit, conformance, plan oracle and mount tests' cargo_tests
 say "pjdfstest $PJDFSTEST and fsx $FSX"
 install_tool pjdfstest "$PJDFSTEST"
 install_tool fsx "$FSX"
-for backend in passthrough tmpfs; do
+for backend in passthrough tmpfs overlay; do
     suite "pjdfstest $PJDFSTEST on $backend" pjdfstest_suite "$backend" splice=auto
     suite "fsx $FSX on $backend, spliced" fsx_suite "$backend" splice=on,splice_min=1 "$operations"
     suite "fsx $FSX on $backend, copied" fsx_suite "$backend" splice=off "$operations"
 done
+if ((long)); then
+    suite 'images built by buildah on overlay' as_root "$here/suites/buildah/run" "$splicefs"
+fi
 
 if ((failed)); then
     printf '\nfailed: %s\n' "${failures[@]}"

@@ -9,9 +9,11 @@
 
 mod cli;
 mod creds;
+mod differential;
 mod direct;
 mod harness;
 mod mapped;
+mod overlay;
 mod posix;
 mod reads;
 mod regressions;

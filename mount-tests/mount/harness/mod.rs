@@ -3,6 +3,7 @@
 
 mod daemon;
 mod identity;
+mod mount;
 mod mountinfo;
 mod needs;
 mod pattern;
@@ -10,8 +11,9 @@ mod stats;
 mod tools;
 mod wait;
 
-pub(crate) use daemon::{Mount, MountBuilder, command, splicefs_binary};
+pub(crate) use daemon::{Daemon, command, program_for, splicefs_binary};
 pub(crate) use identity::{Identity, as_caller, unprivileged_user};
+pub(crate) use mount::{Mount, MountBuilder};
 pub(crate) use mountinfo::{entry_at, is_mounted};
 pub(crate) use needs::{Need, long_run, native_control, ready};
 pub(crate) use pattern::{fill, first_difference};

@@ -5,44 +5,23 @@ use std::cell::{Cell, RefCell};
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use proptest::strategy::Strategy;
-use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use rustix::fs::{Mode, StatFs};
 
-use super::generate::{Room, sequence};
-use super::known::Explained;
 use super::mounts::Mounts;
-use super::op::Step;
-use super::run::{Answer, Side};
-use super::tree::snapshot;
-use super::watch::{TICK, changes, lends_times, look, now};
-use crate::harness::{Identity, as_caller, long_run};
+use crate::differential::compare::{same_answers, same_trees, watched};
+use crate::differential::generate::{Room, sequence};
+use crate::differential::op::Step;
+use crate::differential::run::{Side, View};
+use crate::differential::runner::{self, Progress};
+use crate::differential::tree::snapshot;
+use crate::differential::watch::{TICK, lends_times};
+use crate::harness::{Identity, as_caller};
 
 /// How long the use of two file systems may differ: a FUSE daemon hears of the end of a node a little later.
 const PATIENCE: Duration = Duration::from_secs(2);
 const PATIENCE_WHEN_SHRINKING: Duration = Duration::from_millis(100);
-
-/// How many operations a run has: `SPLICEFS_TESTS_OPS`, or 200,000 in the long form, or 20,000.
-pub(crate) fn operations() -> usize {
-    let given = std::env::var("SPLICEFS_TESTS_OPS").ok();
-    let given = given.map(|text| text.parse().expect("SPLICEFS_TESTS_OPS is a number"));
-    given.unwrap_or(if long_run() { 200_000 } else { 20_000 })
-}
-
-fn first_seed() -> u64 {
-    let given = std::env::var("SPLICEFS_TESTS_SEED").ok();
-    // Chosen anew in each run; a failure prints it.
-    given.map_or_else(
-        || {
-            SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |time| u64::from(time.subsec_nanos()) << 20)
-        },
-        |text| text.parse().expect("SPLICEFS_TESTS_SEED is a number"),
-    )
-}
 
 /// Runs sequences of at least `operations` operations in all, in two mounts that `make` makes.
 pub(crate) fn compare(room: Room, operations: usize, make: &(dyn Fn() -> Mounts + Sync)) {
@@ -58,43 +37,20 @@ fn run(room: Room, operations: usize, make: &dyn Fn() -> Mounts) {
     let [native, mounted] = points.map(Usage::of);
     assert_eq!(native, mounted, "the use of the empty file systems differs");
 
-    let pair = Pair {
-        mounts: RefCell::new(mounts),
-        make,
-        performed: Cell::new(0),
-        clean: Cell::new(true),
-        failed: Cell::new(false),
-    };
-    let strategy = sequence(room);
-    let (mut seed, start) = (first_seed(), Instant::now());
-    while pair.performed.get() < operations {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
-        let config = Config { failure_persistence: None, max_shrink_iters: 3000, ..Config::default() };
-        let mut runner = TestRunner::new_with_rng(config, rng);
-        let tree = strategy.new_tree(&mut runner).expect("a sequence");
-        // Without looking in between the kernel's caches are in states that looking would refresh.
-        let watching = !seed.is_multiple_of(4);
-        let result = runner.run_one(tree, |steps| pair.agree(&steps, watching));
-        if let Err(failure) = result {
-            let (reason, steps) = match failure {
-                TestError::Fail(reason, steps) => (reason, steps),
-                TestError::Abort(reason) => (reason, vec![]),
-            };
-            let lines = steps.iter().enumerate().fold(String::new(), |mut text, (number, step)| {
-                write!(text, "\n    {number:3} {step:?}").expect("writing to a string");
-                text
-            });
-            panic!(
-                "after {} operations (SPLICEFS_TESTS_SEED={seed} repeats this sequence at once; {room:?}): {reason}\n\
-                 the shortest sequence found:{lines}",
-                pair.performed.get()
-            );
-        }
-        seed += 1;
-    }
-    eprintln!("{} operations agreed in {:?}, {room:?}", pair.performed.get(), start.elapsed());
+    let (mounts, progress) = (RefCell::new(mounts), Progress::default());
+    let pair = Pair { mounts, make, progress, clean: Cell::new(true) };
+    let agree = |steps: &Vec<Step>, watching| pair.agree(steps, watching);
+    runner::run(&format!("{room:?}"), &sequence(room), operations, &pair.progress, agree, |steps| {
+        tell(steps)
+    });
+}
+
+/// Steps as lines.
+fn tell(steps: &[Step]) -> String {
+    steps.iter().enumerate().fold(String::new(), |mut text, (number, step)| {
+        write!(text, "\n    {number:3} {step:?}").expect("writing to a string");
+        text
+    })
 }
 
 /// What statfs(2) says of the use of a file system.
@@ -144,11 +100,9 @@ fn empty(point: &Path) {
 struct Pair<'a> {
     mounts: RefCell<Mounts>,
     make: &'a dyn Fn() -> Mounts,
-    performed: Cell<usize>,
+    progress: Progress,
     /// The last sequence ended well.
     clean: Cell<bool>,
-    /// Some sequence did not.
-    failed: Cell<bool>,
 }
 
 impl Pair<'_> {
@@ -158,7 +112,7 @@ impl Pair<'_> {
 
     /// Waits until the use of both has changed in the same way since `start`, or by nothing.
     fn same_usage(&self, start: [Usage; 2], nothing: bool) -> Result<(), String> {
-        let patience = if self.failed.get() { PATIENCE_WHEN_SHRINKING } else { PATIENCE };
+        let patience = if self.progress.failed() { PATIENCE_WHEN_SHRINKING } else { PATIENCE };
         let (begin, mut pause) = (Instant::now(), Duration::from_micros(50));
         loop {
             let [native, mounted] = self.usage();
@@ -176,14 +130,14 @@ impl Pair<'_> {
     }
 
     /// One sequence, from empty to empty.
-    fn agree(&self, steps: &[Step], watching: bool) -> Result<(), TestCaseError> {
+    fn agree(&self, steps: &[Step], watching: bool) -> Result<(), String> {
         if !self.clean.replace(false) {
             // Shrinking: what a failure left behind, such as a leak, must not be there for the next attempt.
-            self.failed.set(true);
+            self.progress.fail();
             self.mounts.replace((self.make)());
         }
         let start = self.usage();
-        let mut sides = self.mounts.borrow().points().map(|point| Side::new(point.join("t")));
+        let mut sides = self.mounts.borrow().points().map(|point| Side::new(point.join("t"), View::Exact));
         for side in &sides {
             fs::create_dir(&side.root).expect("making the root of a sequence");
             rustix::fs::chmod(&side.root, Mode::from_raw_mode(0o777)).expect("chmod");
@@ -197,7 +151,7 @@ impl Pair<'_> {
             self.same_usage(start, true).map_err(|leak| format!("a leak: emptied, but {leak}"))
         });
         self.clean.set(result.is_ok());
-        result.map_err(TestCaseError::fail)
+        result
     }
 
     fn steps(
@@ -209,7 +163,7 @@ impl Pair<'_> {
     ) -> Result<(), String> {
         let explained = self.mounts.borrow().explained();
         for (number, step) in steps.iter().enumerate() {
-            self.performed.set(self.performed.get() + usize::from(!self.failed.get()));
+            self.progress.step();
             if explained.leaves_out(step, &sides[0]) {
                 continue;
             }
@@ -227,51 +181,7 @@ impl Pair<'_> {
             self.same_usage(start, false).map_err(failed)?;
         }
         let [native, mounted] =
-            sides.each_ref().map(|side| snapshot(side.root.parent().expect("a mount point")));
-        if native == mounted {
-            return Ok(());
-        }
-        let mut text = "the trees differ".to_owned();
-        for line in native.iter().filter(|line| !mounted.contains(line)) {
-            text += &format!("\n  native:  {line}");
-        }
-        for line in mounted.iter().filter(|line| !native.contains(line)) {
-            text += &format!("\n  mounted: {line}");
-        }
-        Err(text)
+            sides.each_ref().map(|side| snapshot(side.root.parent().expect("a mount point"), side.view));
+        same_trees(["native", "mounted"], [&native, &mounted])
     }
-}
-
-fn same_answers(step: &Step, [native, mounted]: &[Answer; 2], explained: Explained) -> Result<(), String> {
-    if native == mounted || explained.answers(step, native, mounted) {
-        return Ok(());
-    }
-    Err(format!("answers\n  native:  {native:?}\n  mounted: {mounted:?}"))
-}
-
-/// Performs a step on both sides and compares all that it answered and did to what it names.
-fn watched(sides: &mut [Side; 2], step: &Step, explained: Explained) -> Result<(), String> {
-    let results = sides.each_mut().map(|side| {
-        let before = look(side, step);
-        let start = now();
-        let answer = side.perform(step);
-        let after = look(side, step);
-        let changes = changes(&before, &after, start, step);
-        (answer, after, changes)
-    });
-    let [(native, native_after, native_changes), (mounted, mounted_after, mounted_changes)] = results;
-    same_answers(step, &[native, mounted], explained)?;
-    for (index, (native, mounted)) in native_after.iter().zip(&mounted_after).enumerate() {
-        let label = &native.label;
-        if native.text() != mounted.text() {
-            let (native, mounted) = (native.text(), mounted.text());
-            return Err(format!("attributes of {label}\n  native:  {native}\n  mounted: {mounted}"));
-        }
-        let Ok(node) = &native.node else { continue };
-        let (native, mounted) = (&native_changes[index], &mounted_changes[index]);
-        if !native.agree(mounted) && !explained.times(step, node, native, mounted) {
-            return Err(format!("times of {label}\n  native:  {native:?}\n  mounted: {mounted:?}"));
-        }
-    }
-    Ok(())
 }

@@ -4,24 +4,17 @@
 //! - `SPLICEFS_TESTS_SEED`: the first sequence. A failure prints the seed that repeats it.
 
 mod differential;
-mod generate;
-mod holes;
 mod killed;
-mod known;
 mod limits;
-mod mapping;
 mod memory;
 mod mounts;
 mod observed;
-mod op;
-mod run;
 mod sparse;
-mod tree;
-mod watch;
 
+use crate::differential::generate::Room;
+use crate::differential::runner::operations;
 use crate::harness::{Mount, Need, ready};
-use differential::{compare, operations};
-use generate::Room;
+use differential::compare;
 use mounts::{KernelTmpfs, Mounted, Mounts};
 use observed::Observed;
 

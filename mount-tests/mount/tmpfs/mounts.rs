@@ -6,8 +6,8 @@ use std::path::Path;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
-use super::known::Explained;
 use super::observed::Observed;
+use crate::differential::known::Explained;
 use crate::harness::{Mount, scratch};
 
 /// A tmpfs of the kernel's. Unmounted when dropped.

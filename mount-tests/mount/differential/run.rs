@@ -22,9 +22,20 @@ use crate::posix::script::{os, summary};
 /// What an operation answered: a value as text, or an error number.
 pub(crate) type Answer = Result<String, Errno>;
 
+/// What is compared of a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum View {
+    /// Everything: both are file systems of one kind.
+    Exact,
+    /// What a merged tree shows: not how much room its parts take, nor where their holes are, which depends on how they
+    /// were copied up.
+    Merged,
+}
+
 /// One of the file systems under comparison.
 pub(crate) struct Side {
     pub(crate) root: PathBuf,
+    pub(crate) view: View,
     slots: [Option<OwnedFd>; SLOTS],
 }
 
@@ -63,20 +74,28 @@ fn timespec(time: Time) -> Timespec {
 }
 
 /// Attributes without times, inode number and device number of the file system.
-pub(crate) fn describe(stat: &Stat) -> String {
+pub(crate) fn describe(stat: &Stat, view: View) -> String {
     let kind = FileType::from_raw_mode(stat.st_mode);
-    let (mode, size, blocks) = (stat.st_mode & 0o7777, stat.st_size, stat.st_blocks);
+    let mode = stat.st_mode & 0o7777;
+    let size = match view {
+        View::Exact => format!(" size={} blocks={}", stat.st_size, stat.st_blocks),
+        View::Merged if kind == FileType::Directory => String::new(),
+        View::Merged => format!(" size={}", stat.st_size),
+    };
     let rdev = if stat.st_rdev == 0 { String::new() } else { format!(" rdev={:#x}", stat.st_rdev) };
-    format!(
-        "{kind:?} {mode:04o} {}:{} links={} size={size} blocks={blocks}{rdev}",
-        stat.st_uid, stat.st_gid, stat.st_nlink
-    )
+    // A directory has 1 from when it is merged: then as many as the kernel had seen before may be shown.
+    let links = if view == View::Merged && kind == FileType::Directory {
+        String::new()
+    } else {
+        format!(" links={}", stat.st_nlink)
+    };
+    format!("{kind:?} {mode:04o} {}:{}{links}{size}{rdev}", stat.st_uid, stat.st_gid)
 }
 
 impl Side {
     /// Will work in `root`, which need not exist yet.
-    pub(crate) fn new(root: PathBuf) -> Self {
-        Self { root, slots: [const { None }; SLOTS] }
+    pub(crate) fn new(root: PathBuf, view: View) -> Self {
+        Self { root, view, slots: [const { None }; SLOTS] }
     }
 
     pub(crate) fn path(&self, at: &At) -> PathBuf {
@@ -101,6 +120,14 @@ impl Side {
     /// Whether something without a name is held open.
     pub(crate) fn holds_nameless(&self) -> bool {
         self.slots.iter().flatten().any(|fd| rustix::fs::fstat(fd).expect("fstat").st_nlink == 0)
+    }
+
+    /// Whether a descriptor is of something that is removed and does not know it: a lower file of the kernel's overlayfs.
+    pub(crate) fn was_removed_below(&self, slot: usize) -> bool {
+        let Ok(fd) = self.slot(slot) else { return false };
+        let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).expect("a link of procfs");
+        let removed = link.as_os_str().as_bytes().ends_with(b" (deleted)");
+        removed && rustix::fs::fstat(fd).expect("fstat").st_nlink > 0
     }
 
     pub(crate) fn close_all(&mut self) {
@@ -348,7 +375,7 @@ impl Side {
 
     fn look(&self, op: &Op) -> Answer {
         match op {
-            Op::Stat(object) => self.stat(object).map(|stat| describe(&stat)),
+            Op::Stat(object) => self.stat(object).map(|stat| describe(&stat, self.view)),
             Op::Readdir(object) => {
                 let open = |path: &Path, flags| {
                     let flags = flags | OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

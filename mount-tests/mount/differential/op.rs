@@ -328,6 +328,24 @@ impl Op {
         }
     }
 
+    /// Whether it gives what it acts on a new time of change, if it succeeds.
+    pub(crate) fn changes_attributes(&self) -> bool {
+        !matches!(
+            self,
+            Self::Open { .. }
+                | Self::Close(_)
+                | Self::Pread { .. }
+                | Self::Seek { .. }
+                | Self::Access { .. }
+                | Self::GetXattr { .. }
+                | Self::ListXattr { .. }
+                | Self::Stat(_)
+                | Self::Readdir(_)
+                | Self::Readlink(_)
+                | Self::Fsync(_)
+        )
+    }
+
     fn object(&self) -> Option<&Object> {
         match self {
             Self::Chmod(object, _)

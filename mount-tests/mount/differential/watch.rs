@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::Stat;
+use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
 
 use super::op::{Op, Step};
-use super::run::{Side, describe};
+use super::run::{Side, View, describe};
 
 type Instant = (i64, u64);
 
@@ -24,9 +24,9 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    pub(crate) fn text(&self) -> String {
+    pub(crate) fn text(&self, view: View) -> String {
         match &self.node {
-            Ok(stat) => describe(stat),
+            Ok(stat) => describe(stat, view),
             Err(errno) => format!("{errno:?}"),
         }
     }
@@ -139,22 +139,64 @@ pub(crate) fn lends_times(step: &Step) -> bool {
 
 /// Which times of which nodes a step that began at `start` changed. Nodes are told apart by number, not by name.
 /// One answer for each of `after`.
-pub(crate) fn changes(before: &[Seen], after: &[Seen], start: Instant, step: &Step) -> Vec<Changes> {
+pub(crate) fn changes(
+    before: &[Seen],
+    after: &[Seen],
+    start: Instant,
+    step: &Step,
+    view: View,
+) -> Vec<Changes> {
     let old: BTreeMap<u64, &Stat> =
         before.iter().filter_map(|seen| seen.node.as_ref().ok()).map(|stat| (stat.st_ino, stat)).collect();
     let manner = Manner {
         start,
         // Or it fails; an open may lead elsewhere.
         makes: matches!(step.op, Op::Mkdir(..) | Op::Mknod(..) | Op::Symlink(..)),
-        lends: lends_times(step),
+        // A file that is copied up is a new one, whose time of change nobody had looked at.
+        lends: lends_times(step) || view == View::Merged,
     };
     let of = |stat: &Stat| {
         let old = old.get(&stat.st_ino);
+        // A directory above something that is copied up is copied up too, and is changed by that alone, if one looks.
+        let above = view == View::Merged && FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
         Changes {
             modified: manner.change(old.map(|old| modified(old)), modified(stat)),
-            changed: manner.change(old.map(|old| changed(old)), changed(stat)),
+            changed: if above {
+                Change::Unknown
+            } else {
+                manner.change(old.map(|old| changed(old)), changed(stat))
+            },
         }
     };
     let nowhere = Changes { modified: Change::Unknown, changed: Change::Unknown };
     after.iter().map(|seen| seen.node.as_ref().map_or(nowhere, of)).collect()
+}
+
+/// In a merged tree a node keeps its number when it is copied up, renamed, or linked. An exception: files with several names
+/// in a lower layer, which copying up parts where there is no index.
+pub(crate) fn same_numbers(before: &[Seen], after: &[Seen], step: &Step) -> Result<(), String> {
+    let find = |seen: &[Seen], label: &str| {
+        seen.iter().find(|seen| seen.label == label).and_then(|seen| seen.node.as_ref().ok().copied())
+    };
+    let one_name =
+        |stat: &Stat| stat.st_nlink == 1 || FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    let mut pairs = Vec::new();
+    match &step.op {
+        Op::Rename { from, to, .. } => {
+            // Where it did not take place, both are still there.
+            if find(after, &format!("{from:?}")).is_none() {
+                pairs.push((format!("{from:?}"), format!("{to:?}")));
+            }
+        }
+        Op::Open { .. } | Op::Tmpfile { .. } | Op::Mknod(..) | Op::Mkdir(..) | Op::Symlink(..) => {}
+        Op::Link { .. } | Op::LinkOpen { .. } | Op::Unlink(..) | Op::Rmdir(..) | Op::Close(_) => {}
+        _ => pairs.extend(before.iter().map(|seen| (seen.label.clone(), seen.label.clone()))),
+    }
+    for (old, new) in pairs {
+        let (Some(was), Some(is)) = (find(before, &old), find(after, &new)) else { continue };
+        if was.st_ino != is.st_ino && one_name(&was) {
+            return Err(format!("number {} of {old} became {} of {new}", was.st_ino, is.st_ino));
+        }
+    }
+    Ok(())
 }

@@ -1,5 +1,6 @@
-//! Differences from the kernel's tmpfs that are explained: those that FUSE itself makes, where the kernel decides
-//! before, or without, asking a daemon; and those of the passthrough backend, which the rehearsal goes through, and of the tmpfs backend.
+//! Differences from the kernel's file systems that are explained: those that FUSE itself makes, where the kernel decides
+//! before, or without, asking a daemon; those of the passthrough backend, which the rehearsal of tmpfs goes through; and
+//! those of the tmpfs and the overlay backend.
 //! Everything else is a failure.
 
 use rustix::fs::{FallocateFlags, FileType, RenameFlags, Stat};
@@ -13,9 +14,14 @@ use super::watch::{Change, Changes};
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum By {
     Fuse,
+    /// The passthrough backend, and the overlay backend where it hands a file of a layer on.
     Passthrough,
     /// The tmpfs backend, by decision.
     Tmpfs,
+    /// The kernel's overlayfs, which then does not agree with what other file systems do.
+    KernelOverlay,
+    /// The overlay backend, by decision.
+    Overlay,
 }
 
 /// A difference that is explained: by whom and why, and where.
@@ -27,35 +33,54 @@ struct Known<Applies> {
 }
 
 type Answers = fn(&Step, &Answer, &Answer) -> bool;
-type Times = fn(&Step, &Stat, &Changes, &Changes) -> bool;
+type Times = fn(&Step, &Answer, &Stat, &Changes, &Changes) -> bool;
 /// The side is the native one, as it is before the step.
 type Steps = fn(&Step, &Side) -> bool;
 
 /// Answers that differ.
-const ANSWERS: [Known<Answers>; 1] = [Known {
-    by: By::Fuse,
-    reason: "lseek(2) in a directory: fs/fuse/dir.c has generic_file_llseek, which knows the size and so SEEK_DATA, \
+const ANSWERS: [Known<Answers>; 2] = [
+    Known {
+        by: By::Fuse,
+        reason: "lseek(2) in a directory: fs/fuse/dir.c has generic_file_llseek, which knows the size and so SEEK_DATA, \
                  SEEK_HOLE and SEEK_END; tmpfs has offset_dir_llseek, which knows SEEK_SET and SEEK_CUR",
-    applies: |step, native, mounted| {
-        *native == Err(Errno::INVAL)
-            && match step.op {
-                Op::Seek { whence: Whence::Data | Whence::Hole | Whence::End, .. } => {
-                    matches!(mounted, Ok(_) | Err(Errno::NXIO))
-                }
-                // The write after it fails.
-                Op::Append { seek: true, .. } => *mounted == Err(Errno::BADF),
-                _ => false,
-            }
+        applies: |step, native, mounted| {
+            // ext4's directories end where their hashes do (ext4_dir_llseek).
+            let hashed = matches!(step.op, Op::Seek { whence: Whence::End, .. })
+                && matches!(native, Ok(end) if end == "9223372036854775807");
+            hashed
+                || *native == Err(Errno::INVAL)
+                    && match step.op {
+                        Op::Seek { whence: Whence::Data | Whence::Hole | Whence::End, .. } => {
+                            matches!(mounted, Ok(_) | Err(Errno::NXIO))
+                        }
+                        // The write after it fails.
+                        Op::Append { seek: true, .. } => *mounted == Err(Errno::BADF),
+                        _ => false,
+                    }
+        },
     },
-}];
+    Known {
+        by: By::KernelOverlay,
+        reason: "a list of attributes must fit together with the overlay's own, which are then left out (ovl_listxattr)",
+        applies: |step, native, mounted| match (&step.op, native, mounted) {
+            (Op::ListXattr { .. }, Err(errno), Ok(_)) => *errno == Errno::RANGE,
+            // The size is that of all.
+            (Op::ListXattr { room: 0, .. }, Ok(native), Ok(mounted)) => {
+                let size = |text: &str| text.split(':').next().and_then(|size| size.parse::<usize>().ok());
+                size(native) > size(mounted)
+            }
+            _ => false,
+        },
+    },
+];
 
 /// Times that differ in whether a step changed them.
-const TIMES: [Known<Times>; 2] = [
+const TIMES: [Known<Times>; 3] = [
     Known {
         by: By::Fuse,
         reason: "writing to a FIFO: fs/pipe.c calls file_update_time, which FUSE's inodes, S_NOCMTIME without writeback \
                  cache, ignore; no daemon hears of the write",
-        applies: |step, node, native, mounted| {
+        applies: |step, _, node, native, mounted| {
             let unchanged = Changes { modified: Change::No, changed: Change::No };
             let fifo = FileType::from_raw_mode(node.st_mode) == FileType::Fifo;
             fifo && matches!(step.op, Op::Append { .. })
@@ -64,18 +89,27 @@ const TIMES: [Known<Times>; 2] = [
         },
     },
     Known {
-        by: By::Passthrough,
-        reason: "truncate(2) to the size that a file has changes no time on tmpfs while the file has no page \
-                 (shmem_setattr), and ftruncate(2), which the daemon uses for both, does",
-        applies: |step, _, native, mounted| {
-            let changed = Changes { modified: Change::Yes, changed: Change::Yes };
-            matches!(step.op, Op::Truncate(..)) && native.modified == Change::No && *mounted == changed
+        by: By::KernelOverlay,
+        reason: "opening a metacopy for writing brings it its data by writing, which changes its times \
+                 (ovl_copy_up_meta_inode_data); nobody has changed the file",
+        applies: |step, _, _, native, mounted| {
+            let opened = matches!(step.op, Op::Open { .. });
+            opened && native.modified == Change::Yes && mounted.modified == Change::No
+        },
+    },
+    Known {
+        by: By::Overlay,
+        reason: "copying up makes a new file with a new time of change, which is not shown before the kernel asks again; \
+                 what asked for the copy, an open or something that then failed, has not changed the file",
+        applies: |step, answer, _, native, mounted| {
+            let no_change = answer.is_err() || !step.op.changes_attributes();
+            native.modified == mounted.modified && (no_change || mounted.changed == Change::Yes)
         },
     },
 ];
 
 /// Steps that are left out, since the trees would go on to differ.
-const STEPS: [Known<Steps>; 7] = [
+const STEPS: [Known<Steps>; 8] = [
     Known {
         by: By::Fuse,
         reason: "chown(2) of nothing takes setuid away, and is for the owner. fuse_setattr takes both the change of the \
@@ -136,6 +170,15 @@ const STEPS: [Known<Steps>; 7] = [
             !mode.contains(FallocateFlags::PUNCH_HOLE) && native.has_reserved(slot)
         },
     },
+    Known {
+        by: By::KernelOverlay,
+        reason: "a lower file that is removed while it is open cannot be copied up any more (EEXIST, or a directory listing \
+                 that names a wrong type afterwards), and still tells one link",
+        applies: |step, native| {
+            !matches!(step.op, Op::Close(_))
+                && step.op.slots().into_iter().any(|slot| native.was_removed_below(slot))
+        },
+    },
 ];
 
 /// The differences that count on one mount.
@@ -145,14 +188,19 @@ pub(crate) enum Explained {
     Nothing,
     OfPassthrough,
     OfTmpfs,
+    /// None but the kernel's own, for it is the kernel's overlayfs too.
+    OfKernelOverlay,
+    OfOverlay,
 }
 
 impl Explained {
     fn counts(self, by: By) -> bool {
         match by {
-            By::Fuse => self != Self::Nothing,
-            By::Passthrough => self == Self::OfPassthrough,
+            By::Fuse => !matches!(self, Self::Nothing | Self::OfKernelOverlay),
+            By::Passthrough => matches!(self, Self::OfPassthrough | Self::OfOverlay),
             By::Tmpfs => self == Self::OfTmpfs,
+            By::KernelOverlay => matches!(self, Self::OfKernelOverlay | Self::OfOverlay),
+            By::Overlay => self == Self::OfOverlay,
         }
     }
 
@@ -162,8 +210,16 @@ impl Explained {
     }
 
     /// Whether it is explained that the times of `node` differ in whether the step changed them.
-    pub(crate) fn times(self, step: &Step, node: &Stat, native: &Changes, mounted: &Changes) -> bool {
-        TIMES.iter().any(|known| self.counts(known.by) && (known.applies)(step, node, native, mounted))
+    pub(crate) fn times(
+        self,
+        (step, answer): (&Step, &Answer),
+        node: &Stat,
+        native: &Changes,
+        mounted: &Changes,
+    ) -> bool {
+        TIMES
+            .iter()
+            .any(|known| self.counts(known.by) && (known.applies)(step, answer, node, native, mounted))
     }
 
     /// Whether the step is to be left out.

@@ -1,0 +1,95 @@
+//! The overlay backend against the kernel's overlayfs.
+//!
+//! - `SPLICEFS_TESTS_OPS`, `SPLICEFS_TESTS_SEED`: as for tmpfs;
+//! - `SPLICEFS_TESTS_NATIVE=1`: the control. Every mount is the kernel's overlayfs with the same options.
+
+mod build;
+mod coherence;
+mod depth;
+mod differential;
+mod killed;
+mod layers;
+mod many;
+mod mounted;
+mod peers;
+mod scenarios;
+mod seal;
+mod user;
+
+use crate::differential::runner::operations;
+use crate::harness::{Need, ready};
+use differential::Comparison;
+use layers::Ground;
+use mounted::Engine;
+
+/// Directories are renamed, hard links broken by copy-up.
+const PLAIN: &str = "redirect_dir=on,index=off,metacopy=off";
+/// Hard links are kept.
+const INDEXED: &str = "redirect_dir=on,index=on,metacopy=off";
+/// Attributes are copied up without the data.
+const METACOPY: &str = "redirect_dir=on,index=off,metacopy=on";
+/// The marks that a user may set.
+const USER: &str = "userxattr,index=off";
+
+/// The control: where this fails, the test is wrong about the kernel.
+fn kernel_with_itself(options: &'static str, ground: Ground) {
+    if ready(&[Need::Root]) {
+        Comparison { options, own: "", ground, with: Engine::Kernel }.run(operations() / 4);
+    }
+}
+
+fn agrees(options: &'static str, own: &'static str, ground: Ground, share: usize) {
+    if ready(&[Need::Root, Need::Fuse, Need::Splicefs]) {
+        Comparison { options, own, ground, with: Engine::Splicefs }.run(operations() / share);
+    }
+}
+
+#[test]
+fn the_kernel_agrees_with_itself() {
+    kernel_with_itself(PLAIN, Ground::Tmpfs);
+}
+
+#[test]
+fn the_kernel_agrees_with_itself_on_ext4() {
+    kernel_with_itself(PLAIN, Ground::Ext4(256));
+}
+
+#[test]
+fn the_kernel_agrees_with_itself_with_an_index() {
+    kernel_with_itself(INDEXED, Ground::Tmpfs);
+}
+
+#[test]
+fn the_kernel_agrees_with_itself_with_metacopy() {
+    kernel_with_itself(METACOPY, Ground::Tmpfs);
+}
+
+#[test]
+fn the_kernel_agrees_with_itself_with_marks_of_users() {
+    kernel_with_itself(USER, Ground::Tmpfs);
+}
+
+#[test]
+fn overlay_agrees_with_the_kernels() {
+    agrees(PLAIN, "", Ground::Tmpfs, 1);
+}
+
+#[test]
+fn overlay_agrees_with_the_kernels_on_ext4() {
+    agrees(PLAIN, "", Ground::Ext4(256), 4);
+}
+
+#[test]
+fn overlay_agrees_with_the_kernels_with_an_index() {
+    agrees(INDEXED, "", Ground::Tmpfs, 2);
+}
+
+#[test]
+fn overlay_agrees_with_the_kernels_with_metacopy() {
+    agrees(METACOPY, "", Ground::Tmpfs, 2);
+}
+
+#[test]
+fn overlay_agrees_with_the_kernels_with_marks_of_users() {
+    agrees(USER, "redirect_dir=off", Ground::Tmpfs, 2);
+}
