@@ -32,7 +32,7 @@ as_root() {
 # Installs what is missing, once for all: PROGRAM PACKAGE pairs.
 install_missing() {
     local pairs=(
-        fusermount3 fuse3 setfacl acl setfattr attr strace strace lsattr e2fsprogs mkfs.ext4 e2fsprogs
+        fusermount3 fuse3 setfacl acl setfattr attr strace strace lsattr e2fsprogs mkfs.ext4 e2fsprogs mkfs.xfs xfsprogs
         losetup mount unshare util-linux prlimit util-linux setpriv util-linux sha256sum coreutils cc gcc python3 python3
     )
     local packages=() index

@@ -96,6 +96,12 @@ impl Comparison {
         if self.with == Engine::Kernel { Explained::OfKernelOverlay } else { Explained::OfOverlay }
     }
 
+    /// The index, by which the names of a file that is copied up stay one, belongs to the upper layer: below another one only
+    /// the name that was copied up has what was written.
+    fn possible(self, then: Then) -> Then {
+        if then == Then::Rotate && self.options.contains("index=on") { Then::Swap } else { then }
+    }
+
     fn mount(self, layers: &Layers, engine: Engine) -> Overlay {
         layers.mount_by(engine, self.own)
     }
@@ -132,7 +138,7 @@ impl Comparison {
                 steps.iter().filter(|step| !(marked && removes_directories(step))).cloned().collect();
             let before = self.steps(&mounts, &steps, watching, progress).map_err(failed)?;
             mounts.into_iter().for_each(Overlay::unmount);
-            self.again(both, engines, *then, &before).map_err(failed)?;
+            self.again(both, engines, self.possible(*then), &before).map_err(failed)?;
         }
         Ok(())
     }
@@ -199,21 +205,15 @@ impl Comparison {
         if then == Then::Swap {
             engines.reverse();
         }
-        let mut trees = vec![];
         for index in 0..2 {
             let mount = self.mount(&both[index], engines[index]);
             let after = self.tree(&mount);
             mount.unmount();
             let writer = ["the kernel", "splicefs"][index];
-            // The index, by which the names of a file that is copied up stay one, belongs to the upper layer and stays behind.
-            if !(then == Then::Rotate && self.options.contains("index=on")) {
-                same_trees(["before", "after"], [&before[index], &after]).map_err(|e| {
-                    format!("what {writer} wrote, {then:?}, read by {:?}: {e}", engines[index])
-                })?;
-            }
+            same_trees(["before", "after"], [&before[index], &after])
+                .map_err(|e| format!("what {writer} wrote, {then:?}, read by {:?}: {e}", engines[index]))?;
             both[index].unchanged()?;
-            trees.push(after);
         }
-        same_trees(["native", "mounted"], [&trees[0], &trees[1]]).map_err(|e| format!("{then:?}: {e}"))
+        Ok(())
     }
 }

@@ -217,3 +217,37 @@ fn what_takes_the_changes_cannot_be_entered_through_a_lower_layer() {
         \"$2\" unmount m",
     );
 }
+
+#[test]
+fn whiteouts_that_are_names_hide_what_is_below() {
+    if native_control() {
+        // To the kernel they are files like any other.
+        return;
+    }
+    scenario(
+        "",
+        "mkdir $l0/d $l1/d $l0/o $l1/o; touch $l0/.wh.gone $l0/d/.wh.gone $l0/o/.wh..wh..opq $l0/d/own
+         touch $l1/gone $l1/kept $l1/d/gone $l1/d/kept $l1/o/below",
+        &[
+            "is \"$(cd $m && find . | sort | tr '\\n' ' ')\" '. ./d ./d/kept ./d/own ./kept ./o '
+             fails stat $m/gone; fails stat $m/d/gone; fails stat $m/.wh.gone; fails touch $m/.wh.x
+             echo new > $m/gone; mkdir $m/d/gone; is \"$(ls $m/d/gone)\" ''",
+            "is \"$(cat $m/gone)\" new; is \"$(ls -A $m/d/gone)\" ''; rm $m/gone",
+            "fails stat $m/gone",
+        ],
+    );
+}
+
+#[test]
+fn a_copy_on_a_file_system_with_reflinks_takes_no_room() {
+    script(
+        "truncate -s 600M image; mkfs.xfs -q -m reflink=1 image; mkdir fs m; mount -o loop image fs
+        trap 'umount fs' EXIT
+        mkdir fs/l fs/u fs/w; head -c 200000000 /dev/urandom > fs/l/f; sync -f fs
+        used() { df --output=used -k fs | tail -n 1; }
+        before=$(used)
+        \"$2\" overlay m -o lowerdir=fs/l,upperdir=fs/u,workdir=fs/w
+        chmod 600 m/f; cmp m/f fs/u/f; \"$2\" unmount m
+        test $(stat -c %s fs/u/f) = 200000000; sync -f fs; test $(( $(used) - before )) -lt 4096",
+    );
+}
