@@ -207,6 +207,12 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
         self.read_open_dir(dir, from, hint, sink)
     }
 
+    fn keeps_entries(&self, dir: &Self::Dir) -> bool {
+        // One of several names of a lower file gets a number of its own when it is copied up.
+        let whole = |lower: &LowerNode<L>| self.keeps_links(lower.layer);
+        self.upper.is_none() || dir.node.lowers().iter().all(whole)
+    }
+
     fn fsyncdir(&self, dir: &Self::Dir, data_only: bool) -> Result<()> {
         let (Some(upper), Some(counterpart)) = (&self.upper, dir.node.upper()) else { return Ok(()) };
         if self.config.volatile {

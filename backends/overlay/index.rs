@@ -79,6 +79,11 @@ pub(crate) fn open<U: Layer>(layer: &U, outer: &Arc<U::Node>, marks: Marks) -> R
 }
 
 impl<L: Layer, U: Layer> Overlay<L, U> {
+    /// Whether hard links of files of this lower layer stay one file.
+    pub(crate) fn keeps_links(&self, layer: usize) -> bool {
+        self.upper.as_ref().is_some_and(|upper| upper.index.is_some()) && self.has_handles[layer]
+    }
+
     /// The origin of what is copied from a lower file, as it stands in the attribute; `None` where the file system has no
     /// handles.
     pub(crate) fn origin_of(&self, lower: &LowerNode<L>) -> Result<Option<Vec<u8>>> {

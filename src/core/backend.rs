@@ -279,6 +279,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Hands entries from `from` on to `sink` until it is full or the directory ends. `hint` is the number of bytes
     /// of names worth reading at once.
     fn read_dir(&self, dir: &Self::Dir, from: Cookie, hint: usize, sink: &mut DirSink<'_>) -> Result<()>;
+    /// Whether the entries of the stream stay what they are, inode numbers included, until the directory's own time of
+    /// modification changes. Only where the kernel alone changes files does it keep entries at all.
+    fn keeps_entries(&self, _dir: &Self::Dir) -> bool {
+        true
+    }
     /// Makes a directory's entries durable.
     fn fsyncdir(&self, dir: &Self::Dir, data_only: bool) -> Result<()>;
 

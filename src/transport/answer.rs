@@ -106,9 +106,9 @@ pub(crate) fn open(handle: &Handle, caching: Caching) -> OpenOut {
     OpenOut { fh: handle.id.0, open_flags, backing_id: 0 }
 }
 
-/// An open directory.
-pub(crate) fn opendir(handle: HandleId, caching: Caching) -> OpenOut {
-    let open_flags = if caching.contents { flag::FOPEN_KEEP_CACHE | flag::FOPEN_CACHE_DIR } else { 0 };
+/// An open directory, whose entries the kernel may keep if they are `kept`.
+pub(crate) fn opendir(handle: HandleId, kept: bool) -> OpenOut {
+    let open_flags = if kept { flag::FOPEN_KEEP_CACHE | flag::FOPEN_CACHE_DIR } else { 0 };
     OpenOut { fh: handle.0, open_flags, backing_id: 0 }
 }
 

@@ -314,8 +314,8 @@ impl<B: Backend> Worker<B> {
         let id = NodeId(request.header.nodeid);
         match opcode {
             Opcode::Opendir => {
-                let handle = self.vfs.opendir(id)?;
-                put(&mut self.out, &answer::opendir(handle, self.vfs.caching()));
+                let (handle, kept) = self.vfs.opendir(id)?;
+                put(&mut self.out, &answer::opendir(handle, kept));
                 Ok(Reply::Body(Given { dir: Some(handle), ..Given::NOTHING }))
             }
             Opcode::Readdir => {

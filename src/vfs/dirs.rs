@@ -8,8 +8,12 @@ use super::{Found, VNode, Vfs};
 
 impl<B: Backend> Vfs<B> {
     /// Opens a directory stream.
-    pub fn opendir(&self, id: NodeId) -> Result<HandleId> {
-        Ok(self.dirs.insert(self.backend.opendir(&self.node(id)?.node)?))
+    ///
+    /// The second value says whether the kernel may keep its entries.
+    pub fn opendir(&self, id: NodeId) -> Result<(HandleId, bool)> {
+        let dir = self.backend.opendir(&self.node(id)?.node)?;
+        let kept = self.caching.contents && self.backend.keeps_entries(&dir);
+        Ok((self.dirs.insert(dir), kept))
     }
 
     /// Hands the entries from `from` on to `sink` until it takes no more.
