@@ -346,6 +346,10 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                 return Err(e);
             }
             self.settled(upper, node, prepared, 2)?;
+            if !prepared.indexed && prepared.lower_links > 1 {
+                // It has a number of its own now.
+                parent.names_changed();
+            }
             // To its users the directory has not changed.
             if let Err(e) = upper.layer.setattr(&Caller::DAEMON, &dir, None, &times(&before)) {
                 log::warn!("a directory's times are those of a copy-up in it: {e}");

@@ -36,11 +36,14 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             (false, true) => return Err(Errno::ENOTDIR.into()),
             _ => {}
         }
+        if directory && !self.listing(&node)?.is_empty() {
+            return Err(self.why_not_removed(upper, parent, name, &node));
+        }
         let dir = self.upper_dir(parent)?;
         self.before_removal(&node)?;
         let locks = if directory { lock(&[parent, &node]) } else { lock(&[parent]) };
         if directory && !self.listing_locked(&node)?.is_empty() {
-            return Err(self.why_not_removed(upper, (&dir, name), &node));
+            return Err(Errno::ENOTEMPTY.into());
         }
         let own = entry_of(&upper.layer, &dir, name)?.map(|entry| entry.attr);
         if own.as_ref().is_some_and(is_whiteout_device) {
@@ -80,13 +83,14 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     fn why_not_removed(
         &self,
         upper: &Changes<U>,
-        (dir, name): (&Arc<U::Node>, &Name),
+        parent: &Node<L, U>,
+        name: &Name,
         node: &Node<L, U>,
     ) -> Error {
         let bare = |counterpart| is_bare(&upper.layer, counterpart).unwrap_or(true);
-        match node.upper() {
+        match (parent.upper(), node.upper()) {
             // It is asked only what it must refuse.
-            Some(counterpart) if !bare(counterpart) => {
+            (Some(dir), Some(counterpart)) if !bare(counterpart) => {
                 upper.layer.rmdir(dir, name).err().unwrap_or_else(|| Errno::ENOTEMPTY.into())
             }
             _ => Errno::ENOTEMPTY.into(),

@@ -109,7 +109,7 @@ const TIMES: [Known<Times>; 3] = [
 ];
 
 /// Steps that are left out, since the trees would go on to differ.
-const STEPS: [Known<Steps>; 8] = [
+const STEPS: [Known<Steps>; 9] = [
     Known {
         by: By::Fuse,
         reason: "chown(2) of nothing takes setuid away, and is for the owner. fuse_setattr takes both the change of the \
@@ -177,6 +177,16 @@ const STEPS: [Known<Steps>; 8] = [
         applies: |step, native| {
             !matches!(step.op, Op::Close(_))
                 && step.op.slots().into_iter().any(|slot| native.was_removed_below(slot))
+        },
+    },
+    Known {
+        by: By::Overlay,
+        reason: "setxattr(2) of what must, or must not, be there: the kernel copies up before it looks, and so parts a lower file \
+                 that has several names where there is no index, for nothing",
+        applies: |step, native| {
+            let Op::SetXattr { object, flags, .. } = &step.op else { return false };
+            let links = native.stat(object).map_or(0, |stat| stat.st_nlink);
+            *flags != 0 && links > 1
         },
     },
 ];

@@ -319,7 +319,7 @@ impl Side {
         }
     }
 
-    fn stat(&self, object: &Object) -> Result<Stat, Errno> {
+    pub(crate) fn stat(&self, object: &Object) -> Result<Stat, Errno> {
         match object {
             Object::Follow(path) => rustix::fs::stat(self.path(path)),
             Object::NoFollow(path) => rustix::fs::lstat(self.path(path)),
