@@ -107,8 +107,13 @@ impl Daemon {
 
     /// Waits for the daemon to end by itself and checks that it succeeded.
     pub(crate) fn wait_exit(&mut self, point: &Path) {
-        let status =
-            until_some("the daemon to exit", || self.child.try_wait().expect("waiting for the daemon"));
+        let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            until_some("the daemon to exit", || self.child.try_wait().expect("waiting for the daemon"))
+        }));
+        let status = waited.unwrap_or_else(|panic| {
+            eprintln!("what the daemon said:\n{}", self.said());
+            std::panic::resume_unwind(panic)
+        });
         assert!(status.success(), "the daemon ended with {status}:\n{}", self.said());
         assert!(!is_mounted(point), "{point:?} is still mounted");
     }
