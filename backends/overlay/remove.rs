@@ -36,7 +36,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             (false, true) => return Err(Errno::ENOTDIR.into()),
             _ => {}
         }
-        if directory && !self.listing(&node)?.is_empty() {
+        // Kept until the end, so that the second look, under the locks, need not merge the names again.
+        let names = directory.then(|| self.listing(&node)).transpose()?;
+        if names.as_ref().is_some_and(|names| !names.is_empty()) {
             return Err(self.why_not_removed(upper, parent, name, &node));
         }
         let dir = self.upper_dir(parent)?;
@@ -87,13 +89,14 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         name: &Name,
         node: &Node<L, U>,
     ) -> Error {
-        let bare = |counterpart| is_bare(&upper.layer, counterpart).unwrap_or(true);
-        match (parent.upper(), node.upper()) {
+        let (Some(dir), Some(counterpart)) = (parent.upper(), node.upper()) else {
+            return Errno::ENOTEMPTY.into();
+        };
+        match is_bare(&upper.layer, counterpart) {
+            Err(e) => e,
+            Ok(true) => Errno::ENOTEMPTY.into(),
             // It is asked only what it must refuse.
-            (Some(dir), Some(counterpart)) if !bare(counterpart) => {
-                upper.layer.rmdir(dir, name).err().unwrap_or_else(|| Errno::ENOTEMPTY.into())
-            }
-            _ => Errno::ENOTEMPTY.into(),
+            Ok(false) => upper.layer.rmdir(dir, name).err().unwrap_or_else(|| Errno::ENOTEMPTY.into()),
         }
     }
 

@@ -54,9 +54,10 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         for node in std::iter::once(&moved).chain(back) {
             self.check_movable(node)?;
         }
-        if let Some(victim) = there.as_ref().filter(|victim| !exchange && victim.is_dir())
-            && !self.listing(victim)?.is_empty()
-        {
+        let victim = there.as_ref().filter(|_| !exchange);
+        // Kept until the end, so that the second look, under the locks, need not merge the names again.
+        let names = victim.filter(|victim| victim.is_dir()).map(|victim| self.listing(victim)).transpose()?;
+        if names.as_ref().is_some_and(|names| !names.is_empty()) {
             return Err(Errno::ENOTEMPTY.into());
         }
         for (node, (parent, name)) in std::iter::once((&moved, from)).chain(back.map(|back| (back, to))) {
@@ -70,7 +71,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                 self.copy_up(node, Need::Attributes)?;
             }
         }
-        if let Some(victim) = there.as_ref().filter(|_| !exchange) {
+        if let Some(victim) = victim {
             self.before_removal(victim)?;
         }
         self.link_up(&moved, from.0, from.1)?;
@@ -80,7 +81,6 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         self.upper_dir(from.0)?;
         self.upper_dir(to.0)?;
         let _gate = (moved.is_dir() || back.is_some_and(|node| node.is_dir())).then(|| self.gate.lock());
-        let victim = there.as_ref().filter(|_| !exchange);
         let locks = match victim {
             Some(victim) if victim.is_dir() => lock(&[from.0, to.0, victim]),
             _ => lock(&[from.0, to.0]),

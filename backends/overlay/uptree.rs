@@ -34,9 +34,6 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     /// Copies a directory and its entries up; those that are directories are added to `dirs`.
     fn copy_up_entries(&self, dir: &Arc<Node<L, U>>, dirs: &mut Vec<Arc<Node<L, U>>>) -> Result<()> {
         self.copy_up(dir, Need::All)?;
-        if !dir.is_dir() {
-            return Ok(());
-        }
         for name in self.listing(dir)?.names() {
             let name = Name::new(name)?;
             let Some(node) = self.child(dir, &name)? else { continue };

@@ -32,10 +32,6 @@ pub(crate) struct Changes<U: Layer> {
     devices: bool,
 }
 
-fn rename_flags(flags: u32) -> RenameFlags {
-    RenameFlags(flags)
-}
-
 impl<U: Layer> Changes<U> {
     /// Makes the work directory ready: what an earlier mount left in it goes.
     pub(crate) fn prepare(upper: Upper<U>, config: &Config) -> Result<Self> {
@@ -76,7 +72,7 @@ impl<U: Layer> Changes<U> {
         to: (&Arc<U::Node>, &Name),
         flags: u32,
     ) -> Result<()> {
-        self.layer.rename(&Caller::DAEMON, from, to, rename_flags(flags))
+        self.layer.rename(&Caller::DAEMON, from, to, RenameFlags(flags))
     }
 
     /// Shows in `dir` what was prepared under `temp`; fails where the name is taken.

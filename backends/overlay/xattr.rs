@@ -106,6 +106,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     }
 
     pub(crate) fn remove_xattr(&self, node: &Arc<Node<L, U>>, name: &CStr) -> Result<()> {
+        self.check(name)?;
         if node.upper().is_none() {
             // What is not there is not worth a copy.
             self.get_xattr(node, name, 64 * 1024)?;

@@ -40,19 +40,14 @@ pub struct LayerSet {
 }
 
 /// What a layer keeps for the questions of [`Layer`].
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Held {
     /// The layer's own clone of its mount, which lasts as long as the descriptor of its root.
     sealed: bool,
-    uuid: [u8; 16],
+    /// The file system's, once somebody asked: a mirrored directory that is no layer never needs it.
+    uuid: OnceLock<[u8; 16]>,
     /// The root, open for reading, once a handle had to be opened.
     readable: OnceLock<OwnedFd>,
-}
-
-impl Held {
-    pub(crate) fn of(tree: &Tree, sealed: bool) -> Self {
-        Self { sealed, uuid: uuid(tree), readable: OnceLock::new() }
-    }
 }
 
 fn io_error(e: &splicefs_core::Error) -> io::Error {
@@ -91,7 +86,7 @@ impl LayerSet {
         if tree.root().identity().kind() != FileKind::Directory {
             return Err(Errno::ENOTDIR.into());
         }
-        let held = Held::of(&tree, is_sealed);
+        let held = Held { sealed: is_sealed, ..Held::default() };
         let noatime = options.noatime || options.read_only;
         Ok(Passthrough { tree, noatime, read_only: options.read_only, held })
     }
@@ -148,7 +143,7 @@ impl Layer for Passthrough {
     }
 
     fn uuid(&self) -> [u8; 16] {
-        self.held.uuid
+        *self.held.uuid.get_or_init(|| uuid(&self.tree))
     }
 
     fn handle(&self, node: &Arc<Node>) -> Result<Option<FileHandle>> {

@@ -69,7 +69,6 @@ impl Passthrough {
         let fd = open_directory(&options.source)?;
         let covered = options.mount_point.as_deref().map(Covered::open).transpose()?.flatten().map(Arc::new);
         let tree = Tree::open(Nodes::new(), fd, covered, options.block_devices_as_files)?;
-        let held = Held::of(&tree, false);
-        Ok(Self { tree, noatime: options.noatime, read_only: false, held })
+        Ok(Self { tree, noatime: options.noatime, read_only: false, held: Held::default() })
     }
 }

@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::OFlags;
 
 use crate::harness::{
-    Mount, Need, Watchdog, aligned, drop_file_cache, fill, first_difference, long_run, native_control, ready,
+    Mount, Need, Random, Watchdog, aligned, drop_file_cache, fill, first_difference, long_run,
+    native_control, ready,
 };
 use crate::mapped::Mapping;
 use crate::posix::script::open;
@@ -30,18 +31,6 @@ const MARK_CLEARED: u8 = b'#';
 /// How long a storm lasts. It ends by time because it looks for races, not for a result.
 fn duration() -> Duration {
     Duration::from_secs(if long_run() { 120 } else { 3 })
-}
-
-/// xorshift: the storm needs no better numbers, and a seed repeats it.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit.max(1)
-    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

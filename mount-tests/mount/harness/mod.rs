@@ -18,5 +18,5 @@ pub(crate) use mountinfo::{entry_at, is_mounted};
 pub(crate) use needs::{Need, long_run, native_control, ready};
 pub(crate) use pattern::{fill, first_difference};
 pub(crate) use stats::Stats;
-pub(crate) use tools::{aligned, drop_file_cache, have_program, read_range, scratch, shell};
+pub(crate) use tools::{Random, aligned, drop_file_cache, have_program, read_range, scratch, shell};
 pub(crate) use wait::{Watchdog, until, until_some};

@@ -62,3 +62,16 @@ pub(crate) fn read_range(file: &File, buffer: &mut [u8], offset: u64) -> io::Res
     }
     Ok(done)
 }
+
+/// xorshift: the seed, which is not 0, repeats the numbers.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    /// A number under `limit`; 0 where there is none.
+    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit.max(1)
+    }
+}

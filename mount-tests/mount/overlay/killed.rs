@@ -12,22 +12,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::layers::{Ground, Layers};
 use super::peers::leftovers;
-use crate::harness::{Need, Watchdog, fill, first_difference, long_run, ready};
+use crate::harness::{Need, Random, Watchdog, fill, first_difference, long_run, ready};
 
 const DIRECTORIES: u64 = 4;
 const FILES: u64 = 25;
-
-/// xorshift; the seed repeats the operations, though not the moment of death.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit.max(1)
-    }
-}
 
 /// What a file holds: its first eight bytes, and how long it is. The rest is the pattern.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
