@@ -1,7 +1,7 @@
 //! The overlay as the serving code sees it.
 
 use std::ffi::CStr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use splicefs_core::{
@@ -29,6 +29,7 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
 
     const NAME: &'static str = "overlay";
     const OWNERSHIP: Ownership = Ownership::Exclusive;
+    const HAS_BACKING: bool = U::HAS_BACKING;
 
     fn root(&self) -> Arc<Self::Node> {
         self.root.clone()
@@ -132,6 +133,10 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
 
     fn plan_read(&self, file: &Self::File, span: Span, execute: &mut dyn FnMut(&ReadPlan<'_>)) -> Result<()> {
         self.plan(file, span, execute)
+    }
+
+    fn backing(&self, file: &Self::File) -> Option<Arc<OwnedFd>> {
+        self.backing_file(file)
     }
 
     fn mode(&self, file: &Self::File) -> Result<u32> {

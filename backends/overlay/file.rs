@@ -1,5 +1,6 @@
 //! Open files: each is an open file of one layer, and moves to the upper layer when its node does.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use parking_lot::RwLock;
@@ -132,6 +133,15 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         match &*self.real(file)? {
             Real::Upper(real) => self.changes()?.layer.plan_read(real, span, execute),
             Real::Lower(layer, real) => self.lowers[*layer].layer.plan_read(real, span, execute),
+        }
+    }
+
+    /// The upper file's descriptor, which no copy-up replaces; a lower one's where there is nothing to copy up to.
+    pub(crate) fn backing_file(&self, file: &File<L, U>) -> Option<Arc<OwnedFd>> {
+        match (&**file.real.read(), &self.upper) {
+            (Real::Upper(real), Some(upper)) => upper.layer.backing(real),
+            (Real::Lower(layer, real), None) => self.lowers[*layer].layer.backing(real),
+            _ => None,
         }
     }
 

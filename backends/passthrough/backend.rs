@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{fstatfs, readlinkat};
@@ -24,6 +24,7 @@ impl Backend for Passthrough {
 
     const NAME: &'static str = "passthrough";
     const OWNERSHIP: Ownership = Ownership::Shared;
+    const HAS_BACKING: bool = true;
 
     fn root(&self) -> Arc<Node> {
         self.tree.root()
@@ -170,6 +171,11 @@ impl Backend for Passthrough {
 
     fn seek(&self, file: &File, offset: u64, to: SeekTo) -> Result<u64> {
         file.seek(offset, to)
+    }
+
+    fn backing(&self, file: &File) -> Option<Arc<OwnedFd>> {
+        // The kernel would read without O_NOATIME, which a sealed layer does not need.
+        if self.noatime && !self.held.sealed { None } else { file.backing() }
     }
 
     fn copy_range(&self, caller: &Caller, from: (&File, u64), to: (&File, u64), len: usize) -> Result<usize> {

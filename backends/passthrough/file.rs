@@ -205,6 +205,12 @@ impl File {
         (self.contents == Contents::Pages).then(|| self.fd.as_fd())
     }
 
+    /// The descriptor of a file that the kernel may serve by itself. Not of one that takes nothing but appended bytes, into
+    /// which a mapping could be written.
+    pub(crate) fn backing(&self) -> Option<Arc<OwnedFd>> {
+        (self.contents == Contents::Pages && !self.append_only).then(|| self.fd.clone())
+    }
+
     /// A descriptor to wait on, for files that are not always ready.
     pub(crate) fn pollable(&self) -> Option<BorrowedFd<'_>> {
         matches!(self.contents, Contents::Pseudo | Contents::Stream).then(|| self.fd.as_fd())

@@ -43,7 +43,7 @@ pub struct LayerSet {
 #[derive(Debug, Default)]
 pub(crate) struct Held {
     /// The layer's own clone of its mount, which lasts as long as the descriptor of its root.
-    sealed: bool,
+    pub(crate) sealed: bool,
     /// The file system's, once somebody asked: a mirrored directory that is no layer never needs it.
     uuid: OnceLock<[u8; 16]>,
     /// The root, open for reading, once a handle had to be opened.

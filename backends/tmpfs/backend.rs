@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::ops::ControlFlow;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -30,6 +30,7 @@ impl Backend for Tmpfs {
 
     const NAME: &'static str = "tmpfs";
     const OWNERSHIP: Ownership = Ownership::Exclusive;
+    const HAS_BACKING: bool = false;
 
     fn root(&self) -> Arc<Node> {
         self.root.clone()
@@ -123,6 +124,11 @@ impl Backend for Tmpfs {
 
     fn plan_read(&self, file: &File, span: Span, execute: &mut dyn FnMut(&ReadPlan<'_>)) -> Result<()> {
         file.plan_read(span, execute)
+    }
+
+    fn backing(&self, _file: &Self::File) -> Option<Arc<OwnedFd>> {
+        // What the kernel wrote into a memfd by itself, no limit would hold and no time would show.
+        None
     }
 
     fn mode(&self, file: &File) -> Result<u32> {

@@ -138,10 +138,15 @@ fn exercise(options: &str, seed: u64) {
 
 #[test]
 fn random_operations_with_splice() {
-    exercise("splice=on,splice_min=1", 42);
+    exercise("passthrough=off,splice=on,splice_min=1", 42);
+}
+
+#[test]
+fn random_operations_by_the_kernel_itself() {
+    exercise("passthrough=on", 44);
 }
 
 #[test]
 fn random_operations_without_splice() {
-    exercise("splice=off", 43);
+    exercise("passthrough=off,splice=off", 43);
 }

@@ -8,6 +8,7 @@
 //! - `SPLICEFS_TESTS_BINARY=FILE`: the program to test, if not the one that was built with the tests;
 //! - `SPLICEFS_TESTS_LONG=1`: the long forms (1 GiB, 300,000 files, minutes of storm, 200,000 operations).
 
+mod backed;
 mod cli;
 mod creds;
 mod differential;

@@ -7,25 +7,45 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
-/// A shared, read-only mapping of the first bytes of a file.
+/// A shared mapping of the first bytes of a file.
 pub(crate) struct Mapping {
     start: NonNull<u8>,
     length: usize,
+    writable: bool,
 }
 
 impl Mapping {
     /// # Errors
     /// Those of mmap(2).
     pub(crate) fn new(file: &File, length: usize) -> io::Result<Self> {
+        Self::with(file, length, libc::PROT_READ)
+    }
+
+    /// One that can be stored to.
+    ///
+    /// # Errors
+    /// Those of mmap(2).
+    pub(crate) fn writable(file: &File, length: usize) -> io::Result<Self> {
+        Self::with(file, length, libc::PROT_READ | libc::PROT_WRITE)
+    }
+
+    fn with(file: &File, length: usize, protection: i32) -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice overlaps nothing of ours.
         let start = unsafe {
-            libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0)
+            libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
         };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at zero"))?;
-        Ok(Self { start, length })
+        Ok(Self { start, length, writable: protection & libc::PROT_WRITE != 0 })
+    }
+
+    /// Stores one byte.
+    pub(crate) fn store(&self, offset: usize, byte: u8) {
+        assert!(self.writable && offset < self.length, "outside of what may be stored to");
+        // SAFETY: within the mapping and writable by the assertion; volatile, since others write.
+        unsafe { self.start.as_ptr().add(offset).write_volatile(byte) }
     }
 
     /// Copies bytes out. Where the file has become shorter than the mapping this raises SIGBUS.

@@ -167,7 +167,7 @@ fn large_file(options: &str, judge: impl Fn(ReadPath, (u64, u64, u64))) {
     if !ready(&[Need::Fuse, Need::Root]) {
         return;
     }
-    let builder = Mount::builder().options(options);
+    let builder = Mount::builder().options("passthrough=off").options(options);
     write_pattern(&builder.source().join("large"), large_size());
     let mount = builder.start();
     each_path(&mount, "large", judge);
@@ -209,7 +209,7 @@ fn sparse_file(options: &str, judge: impl Fn(ReadPath, (u64, u64, u64))) {
     if !ready(&[Need::Fuse, Need::Root]) {
         return;
     }
-    let builder = Mount::builder().options(options);
+    let builder = Mount::builder().options("passthrough=off").options(options);
     write_sparse(&builder.source().join("sparse"));
     let mount = builder.start();
     each_path(&mount, "sparse", judge);
@@ -250,7 +250,7 @@ fn small_files(options: &str) {
     if !ready(&[Need::Fuse, Need::Root, Need::Program("sha256sum")]) {
         return;
     }
-    let builder = Mount::builder().options(options);
+    let builder = Mount::builder().options("passthrough=off").options(options);
     write_small(&builder);
     let mount = builder.start();
     let sums = |root: &Path| {
@@ -309,7 +309,7 @@ fn trace_reading(options: &str) -> Option<(u64, u64)> {
     if !ready(&[Need::Fuse, Need::Root, Need::Splicefs, Need::Program("strace")]) {
         return None;
     }
-    let builder = Mount::builder().options(options);
+    let builder = Mount::builder().options("passthrough=off").options(options);
     write_pattern(&builder.source().join("file"), 32 * MIB);
     let mount = builder.start();
     let pid = mount.pid().expect("a daemon");

@@ -288,22 +288,27 @@ fn storm(options: &str, edges: Edges) {
 
 #[test]
 fn page_edges_with_splice() {
-    storm("splice=on,splice_min=1", Edges::Aligned);
+    storm("passthrough=off,splice=on,splice_min=1", Edges::Aligned);
 }
 
 #[test]
 fn page_edges_without_splice() {
-    storm("splice=off", Edges::Aligned);
+    storm("passthrough=off,splice=off", Edges::Aligned);
 }
 
 #[test]
 fn any_edges_with_splice() {
-    storm("splice=on,splice_min=1", Edges::Any);
+    storm("passthrough=off,splice=on,splice_min=1", Edges::Any);
 }
 
 #[test]
 fn any_edges_without_splice() {
-    storm("splice=off", Edges::Any);
+    storm("passthrough=off,splice=off", Edges::Any);
+}
+
+#[test]
+fn any_edges_by_the_kernel_itself() {
+    storm("passthrough=on", Edges::Any);
 }
 
 #[test]

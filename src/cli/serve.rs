@@ -195,7 +195,7 @@ impl Start<'_> {
             .map_err(|error| Failure::new(format!("cannot catch signals: {error}")))?;
         let cannot =
             |error: io::Error| Failure::new(format!("cannot serve {}: {error}", mount_point.display()));
-        let prepared = session::prepare(&session_config(&self.order.options)).map_err(cannot)?;
+        let prepared = session::prepare::<B>(&session_config(&self.order.options)).map_err(cannot)?;
         let Mount { device, mounted } = mount::mount(&request)?;
         let running = prepared.serve(backend, device).map_err(cannot)?;
         readahead::raise(mounted.point(), max_read);
@@ -227,6 +227,7 @@ fn session_config(options: &Options) -> SessionConfig {
     SessionConfig {
         threads: options.threads,
         splice: options.splice,
+        passthrough: options.passthrough,
         splice_min: options.splice_min,
         entry_timeout: options.entry_timeout,
         attr_timeout: options.attr_timeout,

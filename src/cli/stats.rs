@@ -35,13 +35,15 @@ fn table(stats: &Value) -> String {
     if let Some(pid) = stats["pid"].as_u64() {
         rows.push("process", pid.to_string());
     }
-    push_splice(&mut rows, &stats["splice"]);
+    push_facility(&mut rows, "splice", &stats["splice"]);
+    push_facility(&mut rows, "passthrough", &stats["passthrough"]);
     push_reads(&mut rows, &stats["read"]);
     for (name, key) in [("nodes known", "nodes"), ("files open", "files")] {
         if let Some(count) = stats[key].as_u64() {
             rows.push(name, count.to_string());
         }
     }
+    push_counts(&mut rows, "files opened", &stats["opens"]);
     push_counts(&mut rows, "requests", &stats["requests"]);
     rows.0
 }
@@ -56,12 +58,12 @@ impl Rows {
     }
 }
 
-fn push_splice(rows: &mut Rows, splice: &Value) {
-    let Some(serving) = splice["serving"].as_bool() else { return };
-    let mode = splice["mode"].as_str().unwrap_or("auto");
-    let why = splice["why"].as_str().filter(|why| !why.is_empty()).map(|why| format!(": {why}"));
+fn push_facility(rows: &mut Rows, name: &str, facility: &Value) {
+    let Some(serving) = facility["serving"].as_bool() else { return };
+    let mode = facility["mode"].as_str().unwrap_or("auto");
+    let why = facility["why"].as_str().filter(|why| !why.is_empty()).map(|why| format!(": {why}"));
     let state = if serving { "serves" } else { "does not serve" };
-    rows.push("splice", format!("{state} (splice={mode}){}", why.unwrap_or_default()));
+    rows.push(name, format!("{state} ({name}={mode}){}", why.unwrap_or_default()));
 }
 
 fn push_reads(rows: &mut Rows, read: &Value) {
@@ -105,12 +107,16 @@ mod tests {
             "splice": {"mode": "auto", "serving": true, "why": "probed"},
             "read": {"spliced_bytes": 3_221_225_472_u64, "zero_bytes": 0, "copied_bytes": 1_073_741_824,
                      "copies": {"small": 5, "splice_off": 0}},
+            "passthrough": {"mode": "auto", "serving": false, "why": "no right"},
+            "opens": {"cached": 3, "passthrough": 0},
             "requests": {"lookup": 2, "read": 30}, "nodes": 7, "files": 0
         });
         let text = table(&value);
         for line in [
             "backend                 passthrough (splicefs 0.1.0)",
             "splice                  serves (splice=auto): probed",
+            "passthrough             does not serve (passthrough=auto): no right",
+            "  cached                           3",
             "read, spliced                3.0 GiB    75%",
             "read, copied                 1.0 GiB    25%",
             "  small                            5",

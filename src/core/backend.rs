@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::ControlFlow;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::attr::{Attr, FileKind, SetAttr, StatFs};
@@ -167,6 +167,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Who changes the files.
     const OWNERSHIP: Ownership;
 
+    /// Whether there are files that [`Backend::backing`] names.
+    const HAS_BACKING: bool;
+
     /// The root directory, whose id is [`NodeId::ROOT`].
     fn root(&self) -> Arc<Self::Node>;
     /// The id of a node: the same as long as the node lives, and never another's.
@@ -239,6 +242,10 @@ pub trait Backend: Send + Sync + 'static {
     /// is until `execute` returns. The plan is shorter than the span only at the end of the file. Where this fails,
     /// `execute` has not been called.
     fn plan_read(&self, file: &Self::File, span: Span, execute: &mut dyn FnMut(&ReadPlan<'_>)) -> Result<()>;
+    /// The descriptor of the file that the kernel may read, write and map in the daemon's stead (kernel passthrough): one that
+    /// holds all of the contents, is never another's, and of whose changes the backend need not hear. `None` where the daemon
+    /// must be asked.
+    fn backing(&self, file: &Self::File) -> Option<Arc<OwnedFd>>;
     /// The type and permission bits of an open file.
     fn mode(&self, file: &Self::File) -> Result<u32>;
     /// Writes all of `data` or as much as there is room for, and returns how much. As with every change of contents,

@@ -25,7 +25,7 @@ pub(crate) use values::{backends, is_fsname};
 use splicefs_tmpfs::{Atime, Resize};
 
 use crate::failure::Failure;
-use crate::session::{DEFAULT_SPLICE_MIN, SpliceMode};
+use crate::session::{Choice, DEFAULT_SPLICE_MIN};
 use table::{Elsewhere, Spec, Takes};
 
 /// The subtype unless the person says otherwise: the mount is listed as `fuse.splicefs`.
@@ -115,7 +115,9 @@ pub struct Options {
     /// `threads=`; without it, the session decides.
     pub threads: Option<NonZeroUsize>,
     /// `splice=`.
-    pub splice: SpliceMode,
+    pub splice: Choice,
+    /// `passthrough=`: the kernel reads and writes files by itself.
+    pub passthrough: Choice,
     /// `splice_min=`, in bytes: smaller reads are copied.
     pub splice_min: usize,
     /// `log=`.
@@ -158,7 +160,8 @@ impl Default for Options {
             entry_timeout: None,
             attr_timeout: None,
             threads: None,
-            splice: SpliceMode::Auto,
+            splice: Choice::Auto,
+            passthrough: Choice::Auto,
             splice_min: DEFAULT_SPLICE_MIN,
             log: None,
             block_devices_as_files: false,

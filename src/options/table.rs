@@ -224,8 +224,14 @@ const SPECS: &[Spec] = &[
     value(
         "splice",
         "MODE",
-        |o, v| set(&mut o.splice, values::splice(v)),
+        |o, v| set(&mut o.splice, values::choice(v)),
         "reads leave by splice(2): auto (where it works, default), on (or fail to start) or off (copy)",
+    ),
+    value(
+        "passthrough",
+        "MODE",
+        |o, v| set(&mut o.passthrough, values::choice(v)),
+        "the kernel reads and writes files by itself: auto (where it may, default), on (or fail to start) or off; takes root",
     ),
     value(
         "splice_min",

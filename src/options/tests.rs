@@ -36,8 +36,8 @@ fn each_option_sets_its_field_and_no_other() {
         ("entry_timeout=0.25", |o| o.entry_timeout = Some(Duration::from_millis(250))),
         ("attr_timeout=0", |o| o.attr_timeout = Some(Duration::ZERO)),
         ("threads=4", |o| o.threads = NonZeroUsize::new(4)),
-        ("splice=off", |o| o.splice = SpliceMode::Off),
-        ("splice=on", |o| o.splice = SpliceMode::On),
+        ("splice=off", |o| o.splice = Choice::Off),
+        ("splice=on", |o| o.splice = Choice::On),
         ("splice_min=64K", |o| o.splice_min = 65536),
         ("splice_min=0", |o| o.splice_min = 0),
         ("splice_min=1m", |o| o.splice_min = 1 << 20),
@@ -141,7 +141,7 @@ fn where_two_contradict_the_last_one_wins() {
     assert_eq!(parsed("allow_other,allow_root").access, Access::Root);
     assert_eq!(parsed("threads=2,threads=3").threads, NonZeroUsize::new(3));
     let two_lists = Options::parse(&["ro,splice=on", "rw"], Unknown::Refuse).expect("both lists are good");
-    assert!(!two_lists.read_only && two_lists.splice == SpliceMode::On);
+    assert!(!two_lists.read_only && two_lists.splice == Choice::On);
 }
 
 #[test]

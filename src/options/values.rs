@@ -10,7 +10,7 @@ use nix::unistd::{Group, User};
 use splicefs_overlay::{Redirect, Xino};
 
 use super::BackendName;
-use crate::session::SpliceMode;
+use crate::session::Choice;
 use crate::vfs::FOR_EVER;
 
 /// The kernel copies a mount's source name from at most a page (mm/util.c, `strndup_user` with PATH_MAX).
@@ -94,11 +94,11 @@ pub(super) fn threads(value: &OsStr) -> Value<NonZeroUsize> {
     }
 }
 
-pub(super) fn splice(value: &OsStr) -> Value<SpliceMode> {
+pub(super) fn choice(value: &OsStr) -> Value<Choice> {
     match utf8(value) {
-        "auto" => Ok(SpliceMode::Auto),
-        "on" => Ok(SpliceMode::On),
-        "off" => Ok(SpliceMode::Off),
+        "auto" => Ok(Choice::Auto),
+        "on" => Ok(Choice::On),
+        "off" => Ok(Choice::Off),
         _ => Err("`auto`, `on` or `off`".to_owned()),
     }
 }

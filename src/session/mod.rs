@@ -1,8 +1,10 @@
 //! A mounted file system being served: negotiation with the kernel, then threads until it is unmounted.
 
+mod facilities;
 mod negotiate;
 
 use std::io;
+use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -13,24 +15,14 @@ use std::time::Duration;
 use splicefs_core::Backend;
 
 pub use crate::reply::max_read_bytes;
-use crate::reply::{Counters, Engine, Policy, ZeroSource, probe};
+use crate::reply::{Counters, Engine, Policy, ZeroSource};
 use crate::transport::{Port, Stock, Worker};
-use crate::vfs::{Access, Caching, SpliceState, Stats, Vfs};
+use crate::vfs::{Access, Caching, Facility, Stats, Vfs};
+pub use facilities::Choice;
 use negotiate::{Handshake, MAX_WRITE};
 
 /// Reads of fewer bytes are copied, since that is the faster of the two (`mount-tests/bench`, splice_min).
 pub const DEFAULT_SPLICE_MIN: usize = 32 * 1024;
-
-/// Whether reads are spliced.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SpliceMode {
-    /// Where the host allows it.
-    Auto,
-    /// Always; mounting fails where the host does not allow it.
-    On,
-    /// Never.
-    Off,
-}
 
 /// How a mount is served.
 #[derive(Clone, Debug)]
@@ -38,7 +30,9 @@ pub struct SessionConfig {
     /// Number of threads; by default as many as processors, at least 4 and at most 16.
     pub threads: Option<NonZeroUsize>,
     /// Whether reads are spliced.
-    pub splice: SpliceMode,
+    pub splice: Choice,
+    /// Whether the kernel serves files by itself.
+    pub passthrough: Choice,
     /// Reads of fewer bytes are copied.
     pub splice_min: usize,
     /// How long the kernel may trust a name; by default as the backend allows ([`Caching`]).
@@ -58,23 +52,6 @@ fn default_threads() -> usize {
     usize::try_from(processors).unwrap_or(1).clamp(4, 16)
 }
 
-/// Whether to splice, and why.
-fn splice_state(mode: SpliceMode) -> io::Result<SpliceState> {
-    let state = |mode: &str, serving, why: String| SpliceState { mode: mode.to_owned(), serving, why };
-    Ok(match (mode, probe()) {
-        (SpliceMode::Off, _) => state("off", false, "turned off".to_owned()),
-        (SpliceMode::On, Ok(())) => state("on", true, "splice(2) works here".to_owned()),
-        (SpliceMode::Auto, Ok(())) => state("auto", true, "splice(2) works here".to_owned()),
-        (SpliceMode::On, Err(why)) => {
-            return Err(io::Error::other(format!("splice=on cannot be had here: {why}")));
-        }
-        (SpliceMode::Auto, Err(why)) => {
-            log::warn!("reads are copied: {why}");
-            state("auto", false, why)
-        }
-    })
-}
-
 /// What a thread does once there is something to serve.
 type Job = Box<dyn FnOnce(Stock) -> io::Result<()> + Send>;
 
@@ -86,13 +63,15 @@ struct Ready {
 
 /// Everything a session needs, before anything is mounted: threads, buffers, pipes' limits. What can fail fails here,
 /// where no mount is left behind.
-pub struct Prepared {
-    splice: SpliceState,
+pub struct Prepared<B> {
+    splice: Facility,
+    passthrough: Facility,
     counters: Arc<Counters>,
     entry_timeout: Option<Duration>,
     attr_timeout: Option<Duration>,
     access: Access,
     threads: Vec<Ready>,
+    _backend: PhantomData<fn(B)>,
 }
 
 /// Memory that the handshake takes for a moment, in bytes (fuser's read buffer).
@@ -102,8 +81,9 @@ const HANDSHAKE_BUFFER: usize = 17 << 20;
 ///
 /// # Errors
 /// Where threads or memory are not to be had, or `splice=on` is not.
-pub fn prepare(config: &SessionConfig) -> io::Result<Prepared> {
-    let splice = splice_state(config.splice)?;
+pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
+    let splice = facilities::splice(config.splice)?;
+    let passthrough = facilities::passthrough(config.passthrough, B::HAS_BACKING)?;
     let policy = Policy { splice: splice.serving, splice_min: config.splice_min };
     let counters = Arc::new(Counters::default());
     let zeros = Arc::new(ZeroSource::new()?);
@@ -123,11 +103,13 @@ pub fn prepare(config: &SessionConfig) -> io::Result<Prepared> {
     Vec::<u8>::new().try_reserve_exact(HANDSHAKE_BUFFER).map_err(|_| io::ErrorKind::OutOfMemory)?;
     Ok(Prepared {
         splice,
+        passthrough,
         counters,
         entry_timeout: config.entry_timeout,
         attr_timeout: config.attr_timeout,
         access: Access { owner: config.owner, owner_and_root_only: config.allow_root },
         threads,
+        _backend: PhantomData,
     })
 }
 
@@ -152,16 +134,17 @@ impl Ready {
     }
 }
 
-impl Prepared {
+impl<B: Backend> Prepared<B> {
     /// Does the handshake on the mounted `device` and serves `backend`. Returns once requests are served.
     ///
     /// # Errors
     /// Where the handshake fails.
-    pub fn serve<B: Backend>(self, backend: B, device: OwnedFd) -> io::Result<Running> {
+    pub fn serve(self, backend: B, device: OwnedFd) -> io::Result<Running> {
         let port = Arc::new(Port::new(device.try_clone()?));
         let caching = Caching::new(B::OWNERSHIP, self.entry_timeout, self.attr_timeout);
-        let handshake = Handshake::new(device, caching)?;
-        let stats = Stats::new(self.splice, self.counters);
+        let handshake = Handshake::new(device, caching, self.passthrough.serving)?;
+        let passthrough = facilities::probed_passthrough(self.passthrough, &*port)?;
+        let stats = Stats::new(self.splice, passthrough, self.counters);
         let vfs = Arc::new(Vfs::new(backend, caching, self.access, stats, port.clone())?);
         let mut workers = Vec::with_capacity(self.threads.len());
         for Ready { thread, job } in self.threads {

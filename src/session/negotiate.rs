@@ -11,6 +11,10 @@ pub(super) const MAX_WRITE: usize = 1 << 20;
 /// Requests the kernel may queue on its own account (read-ahead, write-back).
 const MAX_BACKGROUND: u16 = 64;
 
+/// Files that the kernel serves by itself lie on file systems that are not stacked themselves; then this mount can be
+/// a layer of one more (FILESYSTEM_MAX_STACK_DEPTH in include/linux/fs.h is 2).
+const STACK_DEPTH: u32 = 1;
+
 /// Every capability we can make use of, each with code behind it.
 const WANTED: &[InitFlags] = &[
     // READ requests are answered in any order.
@@ -47,11 +51,15 @@ const NEEDED: &[InitFlags] = &[
 ];
 
 /// Answers INIT and nothing else: requests after it are read by our own transport.
-struct Negotiator(Caching);
+struct Negotiator {
+    caching: Caching,
+    /// The kernel is to serve files by itself, if it can.
+    passthrough: bool,
+}
 
 impl Filesystem for Negotiator {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let more = if self.0.contents { WANTED_OF_EXCLUSIVE } else { WANTED_OF_SHARED };
+        let more = if self.caching.contents { WANTED_OF_EXCLUSIVE } else { WANTED_OF_SHARED };
         for flag in WANTED.iter().chain(more) {
             if config.add_capabilities(*flag).is_err() {
                 if NEEDED.contains(flag) {
@@ -61,6 +69,16 @@ impl Filesystem for Negotiator {
                     ));
                 }
                 log::info!("this kernel lacks {flag:?}");
+            }
+        }
+        if self.passthrough {
+            match config.add_capabilities(InitFlags::FUSE_PASSTHROUGH) {
+                Ok(()) => {
+                    config
+                        .set_max_stack_depth(STACK_DEPTH)
+                        .map_err(|_| io::Error::other("the kernel stacks no file systems"))?;
+                }
+                Err(_) => log::info!("this kernel serves no files by itself (linux 6.9 does)"),
             }
         }
         let max_write = u32::try_from(MAX_WRITE).unwrap_or(u32::MAX);
@@ -85,7 +103,8 @@ impl std::fmt::Debug for Handshake {
 
 impl Handshake {
     /// Reads INIT from `device` and answers it.
-    pub(super) fn new(device: OwnedFd, caching: Caching) -> io::Result<Self> {
-        Ok(Self(Session::from_fd(Negotiator(caching), device, SessionACL::All, Config::default())?))
+    pub(super) fn new(device: OwnedFd, caching: Caching, passthrough: bool) -> io::Result<Self> {
+        let negotiator = Negotiator { caching, passthrough };
+        Ok(Self(Session::from_fd(negotiator, device, SessionACL::All, Config::default())?))
     }
 }

@@ -6,7 +6,7 @@ use splicefs_core::{Attr, HandleId, NodeId, StatFs};
 use zerocopy::IntoBytes;
 
 use super::wire::{AttrOut, AttrOutBody, EntryOut, OpenOut, StatfsOut, flag};
-use crate::vfs::{Caching, Found, Handle};
+use crate::vfs::{Caching, Found, Handle, Shown, Way};
 
 /// What a reply hands to the kernel, and what must be taken back when the kernel no longer wants it.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -68,7 +68,7 @@ pub(crate) fn attr_body(attr: &Attr) -> AttrOutBody {
 /// never used twice.
 pub(crate) fn entry(found: &Found, caching: Caching) -> EntryOut {
     let (entry_valid, entry_valid_nsec) = split(caching.entry);
-    let (attr_valid, attr_valid_nsec) = split(caching.attr);
+    let (attr_valid, attr_valid_nsec) = split(found.shown.lifetime);
     EntryOut {
         nodeid: found.id.0,
         generation: 0,
@@ -76,7 +76,7 @@ pub(crate) fn entry(found: &Found, caching: Caching) -> EntryOut {
         attr_valid,
         entry_valid_nsec,
         attr_valid_nsec,
-        attr: attr_body(&found.attr),
+        attr: attr_body(&found.shown.attr),
     }
 }
 
@@ -86,24 +86,31 @@ pub(crate) fn no_entry(caching: Caching) -> EntryOut {
     EntryOut { entry_valid, entry_valid_nsec, ..EntryOut::default() }
 }
 
-pub(crate) fn attr(attr: &Attr, caching: Caching) -> AttrOut {
-    let (attr_valid, attr_valid_nsec) = split(caching.attr);
-    AttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr: attr_body(attr) }
+pub(crate) fn attr(shown: &Shown) -> AttrOut {
+    let (attr_valid, attr_valid_nsec) = split(shown.lifetime);
+    AttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr: attr_body(&shown.attr) }
 }
 
 /// An open file. One that is only read has nothing to tell when it is closed, and no FLUSH is sent for it.
 pub(crate) fn open(handle: &Handle, caching: Caching) -> OpenOut {
-    let mut open_flags = if caching.contents { flag::FOPEN_KEEP_CACHE } else { 0 };
-    if handle.direct_io {
-        open_flags |= flag::FOPEN_DIRECT_IO;
-    }
+    let mut backing_id = 0;
+    let mut open_flags = match handle.way {
+        Way::Cached if caching.contents => flag::FOPEN_KEEP_CACHE,
+        Way::Cached => 0,
+        Way::Direct => flag::FOPEN_DIRECT_IO,
+        Way::Backed(id) => {
+            // Such an open drops what the page cache holds (fuse_finish_open in fs/fuse/file.c), so that it is not stale later.
+            backing_id = id.0;
+            flag::FOPEN_PASSTHROUGH
+        }
+    };
     if handle.stream {
         open_flags |= flag::FOPEN_STREAM | flag::FOPEN_NONSEEKABLE;
     }
     if handle.read_only {
         open_flags |= flag::FOPEN_NOFLUSH;
     }
-    OpenOut { fh: handle.id.0, open_flags, backing_id: 0 }
+    OpenOut { fh: handle.id.0, open_flags, backing_id }
 }
 
 /// An open directory, whose entries the kernel may keep if they are `kept`.

@@ -155,7 +155,7 @@ impl<B: Backend> Worker<B> {
             Opcode::Getattr => {
                 let get: GetattrIn = request.take()?;
                 let handle = (get.flags & flag::GETATTR_FH != 0).then_some(HandleId(get.fh));
-                put(&mut self.out, &answer::attr(&self.vfs.getattr(id, handle)?, self.vfs.caching()));
+                put(&mut self.out, &answer::attr(&self.vfs.getattr(id, handle)?));
             }
             _ => {
                 let set: SetattrIn = request.take()?;
@@ -165,8 +165,8 @@ impl<B: Backend> Worker<B> {
                 } else {
                     caller(&request.header, 0)
                 };
-                self.vfs.setattr(&by, id, handle, &changes(&set), |attr| {
-                    put(&mut self.out, &answer::attr(attr, self.vfs.caching()));
+                self.vfs.setattr(&by, id, handle, &changes(&set), |shown| {
+                    put(&mut self.out, &answer::attr(shown));
                     self.port.reply(request.header.unique, &self.out);
                 })?;
                 return Ok(Reply::Sent);

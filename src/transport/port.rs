@@ -4,11 +4,12 @@ use std::io::IoSlice;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno as Os, writev};
-use splicefs_core::{Errno, NodeId};
+use splicefs_core::sys::ioctl;
+use splicefs_core::{Errno, NodeId, Result};
 
 use super::wire::{InvalInodeOut, PollWakeupOut, flag};
 use crate::reply::{HEADER, header};
-use crate::vfs::Kernel;
+use crate::vfs::{BackingId, Kernel};
 use zerocopy::IntoBytes;
 
 /// A `/dev/fuse` descriptor. A reply must go to the descriptor that read its request, so all threads share one.
@@ -81,5 +82,13 @@ impl Kernel for Port {
     fn attributes_changed(&self, id: NodeId) -> std::io::Result<()> {
         // A negative offset leaves the page cache alone, whose locks the request being served may hold.
         self.notify(flag::NOTIFY_INVAL_INODE, InvalInodeOut { ino: id.0, off: -1, len: 0 }.as_bytes())
+    }
+
+    fn open_backing(&self, file: BorrowedFd<'_>) -> Result<BackingId> {
+        ioctl::open_backing(&self.0, file).map(BackingId)
+    }
+
+    fn close_backing(&self, id: BackingId) -> Result<()> {
+        ioctl::close_backing(&self.0, id.0)
     }
 }

@@ -100,6 +100,7 @@ pub(crate) mod flag {
     pub(crate) const FOPEN_NONSEEKABLE: u32 = 1 << 2;
     pub(crate) const FOPEN_STREAM: u32 = 1 << 4;
     pub(crate) const FOPEN_NOFLUSH: u32 = 1 << 5;
+    pub(crate) const FOPEN_PASSTHROUGH: u32 = 1 << 7;
     /// Message code of a poll wake-up (`FUSE_NOTIFY_POLL`).
     pub(crate) const NOTIFY_POLL: i32 = 1;
     /// Message code of an invalidation of attributes or data (`FUSE_NOTIFY_INVAL_INODE`).

@@ -5,11 +5,14 @@
 //! | others too (passthrough) | 1 second | not kept | dropped | asked for each time | yes |
 //! | the kernel alone (tmpfs) | for ever | for ever | kept | kept | no |
 //!
-//! `entry_timeout` and `attr_timeout` override the second column.
+//! `entry_timeout` and `attr_timeout` override the second column. Of a file that the kernel serves by itself (kernel
+//! passthrough), attributes are asked for each time while somebody may write it, and kept for a second at most after that.
 
 use std::time::Duration;
 
-use splicefs_core::Ownership;
+use splicefs_core::{Attr, Ownership};
+
+use super::iomode::Bypass;
 
 /// libfuse's default, and short enough that a change of the source underneath is soon seen.
 const SHARED_TIMEOUT: Duration = Duration::from_secs(1);
@@ -29,7 +32,26 @@ pub struct Caching {
     pub contents: bool,
 }
 
+/// Attributes, and how long the kernel may rely on them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Shown {
+    /// The attributes.
+    pub attr: Attr,
+    /// For how long.
+    pub lifetime: Duration,
+}
+
 impl Caching {
+    /// The lifetime of attributes of a file that the kernel changes by itself as `bypass` says: while it does so, it tells us
+    /// nothing of it, and of its own it keeps the size alone.
+    pub(super) fn attr_of(&self, bypass: Bypass) -> Duration {
+        match bypass {
+            Bypass::Never => self.attr,
+            Bypass::Once => self.attr.min(SHARED_TIMEOUT),
+            Bypass::Now => Duration::ZERO,
+        }
+    }
+
     /// The policy for files that `ownership` says who changes, with the lifetimes a person has asked for.
     pub fn new(ownership: Ownership, entry: Option<Duration>, attr: Option<Duration>) -> Self {
         let exclusive = ownership == Ownership::Exclusive;

@@ -9,17 +9,20 @@ use splicefs_core::{
     SeekTo, Span, WriteMode,
 };
 
-use super::{Found, Handle, OpenFile, VNode, Vfs};
+use super::{Found, Handle, OpenFile, VNode, Vfs, Way};
 use crate::reply::{Engine, Outcome};
 
 impl<B: Backend> Vfs<B> {
     fn handle(&self, vnode: Arc<VNode<B>>, opened: Opened<B::File>, flags: OpenFlags) -> Handle {
         let Opened { file, direct_io, stream, changed } = opened;
-        if changed {
+        let writes = flags.writes();
+        let way = if direct_io { Way::Direct } else { self.enter(&vnode, &file, writes) };
+        // A file that the kernel writes by itself has attributes that it must ask for.
+        if changed || (writes && matches!(way, Way::Backed(_))) {
             self.attributes_changed(self.backend.id(&vnode.node));
         }
-        let id = self.files.insert(OpenFile { vnode, file, made_for_caller: direct_io });
-        Handle { id, direct_io, stream, read_only: !flags.writes() }
+        let id = self.files.insert(OpenFile { vnode, file, made_for_caller: direct_io, way, writes });
+        Handle { id, way, stream, read_only: !writes }
     }
 
     /// Opens a regular file, and gives the handle to `reply`, whose result is returned. One that is truncated waits for
@@ -45,7 +48,7 @@ impl<B: Backend> Vfs<B> {
         let handle = self.handle(vnode.clone(), opened, flags);
         let replied = reply(&handle);
         // Past the page cache nothing is filled up with zeros; and the sizes of such files often mean nothing.
-        if before.size > 0 && !handle.direct_io {
+        if before.size > 0 && handle.way != Way::Direct {
             length.told_shorter(caller.pid);
         }
         Ok(replied)
@@ -147,7 +150,9 @@ impl<B: Backend> Vfs<B> {
 
     /// Nothing refers to the open file any longer.
     pub fn release(&self, id: HandleId) -> Result<()> {
-        self.files.remove(id).map(drop)
+        let open = self.files.remove(id)?;
+        self.leave(&open);
+        Ok(())
     }
 
     /// Makes a file durable.
@@ -175,9 +180,14 @@ impl<B: Backend> Vfs<B> {
         len: usize,
     ) -> Result<usize> {
         let (source, target) = (self.open_file(from.0)?, self.open_file(to.0)?);
-        self.change(caller, &target, |by| {
+        let copied = self.change(caller, &target, |by| {
             self.backend.copy_range(by, (&source.file, from.1), (&target.file, to.1), len)
-        })
+        });
+        if copied.is_err() {
+            // A copy that fails has begun, and set times; the kernel looks at them again after one that succeeds.
+            self.attributes_changed(self.backend.id(&target.vnode.node));
+        }
+        copied
     }
 
     /// As ioctl(2) on a file.

@@ -5,20 +5,24 @@
 mod caching;
 mod dirs;
 mod files;
+mod iomode;
 mod length;
 mod names;
 mod poll;
 mod xattrs;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use splicefs_core::{Attr, Backend, Entry, HandleId, HandleTable, NodeId, NodeTable, Result};
 
-pub use caching::{Caching, FOR_EVER};
+pub use caching::{Caching, FOR_EVER, Shown};
+use iomode::IoMode;
+pub use iomode::{BackingId, Way};
 use length::Length;
 use poll::Wakeups;
-pub use xattrs::{RECONFIGURE_XATTR, Report, STATS_XATTR, SpliceState, Stats};
+pub use xattrs::{Facility, RECONFIGURE_XATTR, Report, STATS_XATTR, Stats};
 
 /// Who may see what beyond permissions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,12 +45,29 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// Those of the transport.
     fn attributes_changed(&self, id: NodeId) -> io::Result<()>;
+    /// Has the kernel keep a file that it is to read and write by itself, with the rights that the calling thread has now.
+    ///
+    /// # Errors
+    /// `EPERM` where the daemon may not, `ELOOP` where the file's own file system is stacked too high.
+    fn open_backing(&self, file: BorrowedFd<'_>) -> Result<BackingId>;
+    /// The kernel need not keep the file for opens to come.
+    ///
+    /// # Errors
+    /// Those of the transport.
+    fn close_backing(&self, id: BackingId) -> Result<()>;
 }
 
 /// A node the kernel knows.
 pub(crate) struct VNode<B: Backend> {
     pub(crate) node: Arc<B::Node>,
     pub(crate) length: Length,
+    io_mode: IoMode,
+}
+
+impl<B: Backend> VNode<B> {
+    fn new(node: Arc<B::Node>) -> Self {
+        Self { node, length: Length::default(), io_mode: IoMode::default() }
+    }
 }
 
 /// An open file.
@@ -55,6 +76,8 @@ pub(crate) struct OpenFile<B: Backend> {
     pub(crate) file: B::File,
     /// What the file holds depends on who asks (procfs), so it is read and written as the caller.
     pub(crate) made_for_caller: bool,
+    way: Way,
+    writes: bool,
 }
 
 /// A mounted file system.
@@ -76,7 +99,7 @@ pub struct Found {
     /// The node's id.
     pub id: NodeId,
     /// Its attributes.
-    pub attr: Attr,
+    pub shown: Shown,
 }
 
 /// A handle as the kernel is told of it.
@@ -84,8 +107,8 @@ pub struct Found {
 pub struct Handle {
     /// Its number.
     pub id: HandleId,
-    /// Reads and writes bypass the kernel's page cache.
-    pub direct_io: bool,
+    /// How reads and writes are served.
+    pub way: Way,
     /// The file has no offsets.
     pub stream: bool,
     /// Nothing is written through it, so that closing it has nothing to tell.
@@ -104,7 +127,7 @@ impl<B: Backend> Vfs<B> {
         stats: Stats,
         kernel: Arc<dyn Kernel>,
     ) -> io::Result<Self> {
-        let root = VNode { node: backend.root(), length: Length::default() };
+        let root = VNode::new(backend.root());
         Ok(Self {
             nodes: NodeTable::new(Arc::new(root)),
             files: HandleTable::default(),
@@ -144,10 +167,15 @@ impl<B: Backend> Vfs<B> {
         self.files.get(id)
     }
 
+    /// What the kernel is told of a node's attributes.
+    fn show(&self, vnode: &VNode<B>, attr: Attr) -> Shown {
+        Shown { attr, lifetime: self.caching.attr_of(vnode.io_mode.bypass()) }
+    }
+
     /// Counts a lookup of the entry's node.
     fn remember(&self, entry: Entry<B::Node>) -> (Found, Arc<VNode<B>>) {
         let id = self.backend.id(&entry.node);
-        let vnode = self.nodes.remember(id, || VNode { node: entry.node, length: Length::default() });
-        (Found { id, attr: entry.attr }, vnode)
+        let vnode = self.nodes.remember(id, || VNode::new(entry.node));
+        (Found { id, shown: self.show(&vnode, entry.attr) }, vnode)
     }
 }

@@ -1,10 +1,8 @@
 //! Names, attributes and what changes them.
 
-use splicefs_core::{
-    Attr, Backend, Caller, HandleId, Make, Name, NodeId, RenameFlags, Result, SetAttr, StatFs,
-};
+use splicefs_core::{Backend, Caller, HandleId, Make, Name, NodeId, RenameFlags, Result, SetAttr, StatFs};
 
-use super::{Found, Vfs};
+use super::{Found, Shown, Vfs};
 
 impl<B: Backend> Vfs<B> {
     /// The node that `name` leads to; the kernel holds one more reference to it.
@@ -19,12 +17,17 @@ impl<B: Backend> Vfs<B> {
     }
 
     /// The attributes, through the open file where the request names one.
-    pub fn getattr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Attr> {
+    pub fn getattr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Shown> {
         // A handle that is gone is no reason to fail: the node answers.
         let open = handle.and_then(|handle| self.open_file(handle).ok());
         match open {
-            Some(open) => self.backend.getattr(&open.vnode.node, Some(&open.file)),
-            None => self.backend.getattr(&self.node(id)?.node, None),
+            Some(open) => {
+                Ok(self.show(&open.vnode, self.backend.getattr(&open.vnode.node, Some(&open.file))?))
+            }
+            None => {
+                let vnode = self.node(id)?;
+                Ok(self.show(&vnode, self.backend.getattr(&vnode.node, None)?))
+            }
         }
     }
 
@@ -36,19 +39,19 @@ impl<B: Backend> Vfs<B> {
         id: NodeId,
         handle: Option<HandleId>,
         change: &SetAttr,
-        reply: impl FnOnce(&Attr),
+        reply: impl FnOnce(&Shown),
     ) -> Result<()> {
         let open = handle.map(|handle| self.open_file(handle)).transpose()?;
         let vnode = self.node(id)?;
         let file = open.as_ref().map(|open| &open.file);
         let Some(_) = change.size else {
-            reply(&self.backend.setattr(caller, &vnode.node, file, change)?);
+            reply(&self.show(&vnode, self.backend.setattr(caller, &vnode.node, file, change)?));
             return Ok(());
         };
         let length = vnode.length.change();
         let before = self.backend.getattr(&vnode.node, file)?.size;
         let attr = self.backend.setattr(caller, &vnode.node, file, change)?;
-        reply(&attr);
+        reply(&self.show(&vnode, attr));
         if attr.size < before {
             length.told_shorter(caller.pid);
         }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use splicefs_core::{Backend, Caller, Errno, Error, NodeId, Result, XattrFlags};
 
 use super::Vfs;
+use super::iomode::{HowOpened, Opens};
 use crate::reply::{Counters, ReadStats};
 use crate::transport::Opcode;
 
@@ -22,12 +23,12 @@ pub const RECONFIGURE_XATTR: &CStr = c"splicefs.options";
 /// The longest list of names there is, in bytes (include/uapi/linux/limits.h).
 const XATTR_LIST_MAX: usize = 64 * 1024;
 
-/// Whether and why reads are spliced.
+/// Whether and why something that the host must allow is in use.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct SpliceState {
+pub struct Facility {
     /// What was asked for: `auto`, `on` or `off`.
     pub mode: String,
-    /// Whether reads are spliced.
+    /// Whether it is in use.
     pub serving: bool,
     /// Why it is so.
     pub why: String,
@@ -36,8 +37,10 @@ pub struct SpliceState {
 /// What a mount counts.
 #[derive(Debug)]
 pub struct Stats {
-    splice: SpliceState,
+    splice: Facility,
+    passthrough: Facility,
     reads: Arc<Counters>,
+    opens: Opens,
     requests: Vec<AtomicU64>,
 }
 
@@ -51,7 +54,11 @@ pub struct Report {
     /// The daemon's process, in its own pid namespace.
     pub pid: u32,
     /// Whether reads are spliced.
-    pub splice: SpliceState,
+    pub splice: Facility,
+    /// Whether the kernel serves files by itself.
+    pub passthrough: Facility,
+    /// Files opened, by how they are served.
+    pub opens: BTreeMap<String, u64>,
     /// What became of the bytes read.
     pub read: ReadStats,
     /// Number of requests, by operation.
@@ -71,12 +78,29 @@ fn no_acl(name: &CStr, e: Error) -> Error {
 
 impl Stats {
     /// Statistics that count from nothing.
-    pub fn new(splice: SpliceState, reads: Arc<Counters>) -> Self {
-        Self { splice, reads, requests: Opcode::ALL.iter().map(|_| AtomicU64::new(0)).collect() }
+    pub fn new(splice: Facility, passthrough: Facility, reads: Arc<Counters>) -> Self {
+        let opens = Opens::default();
+        Self {
+            splice,
+            passthrough,
+            reads,
+            opens,
+            requests: Opcode::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
+        }
     }
 }
 
 impl<B: Backend> Vfs<B> {
+    /// Whether files are given to the kernel to serve.
+    pub(super) fn gives_to_kernel(&self) -> bool {
+        self.stats.passthrough.serving
+    }
+
+    /// Counts one file opened.
+    pub(super) fn count_open(&self, how: HowOpened) {
+        self.stats.opens.count(how);
+    }
+
     /// Counts one request.
     pub fn count(&self, opcode: Opcode) {
         self.stats.requests[opcode as usize].fetch_add(1, Ordering::Relaxed);
@@ -91,6 +115,8 @@ impl<B: Backend> Vfs<B> {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             splice: stats.splice.clone(),
+            passthrough: stats.passthrough.clone(),
+            opens: stats.opens.snapshot(),
             read: stats.reads.snapshot(),
             requests: counts.map(|(op, n)| (op.key().to_owned(), n.load(Ordering::Relaxed))).collect(),
             nodes: self.nodes.len(),

@@ -109,7 +109,13 @@ const TIMES: [Known<Times>; 3] = [
 ];
 
 /// Steps that are left out, since the trees would go on to differ.
-const STEPS: [Known<Steps>; 9] = [
+const STEPS: [Known<Steps>; 10] = [
+    Known {
+        by: By::Passthrough,
+        reason: "setuid and setgid bits that a file is given while the kernel writes it by itself go with the next write, root's \
+                 too: it writes with rights that it was lent before, and those are without CAP_FSETID",
+        applies: |step, native| matches!(&step.op, Op::Chmod(object, mode) if mode & 0o6000 != 0 && native.is_open(object)),
+    },
     Known {
         by: By::Fuse,
         reason: "chown(2) of nothing takes setuid away, and is for the owner. fuse_setattr takes both the change of the \
@@ -181,12 +187,12 @@ const STEPS: [Known<Steps>; 9] = [
     },
     Known {
         by: By::Overlay,
-        reason: "setxattr(2) of what must, or must not, be there: the kernel copies up before it looks, and so parts a lower file \
+        reason: "setxattr(2) of what must, or must not, be there, or has the name of a class alone: the kernel copies up before it looks, and so parts a lower file \
                  that has several names where there is no index, for nothing",
         applies: |step, native| {
-            let Op::SetXattr { object, flags, .. } = &step.op else { return false };
+            let Op::SetXattr { object, name, flags, .. } = &step.op else { return false };
             let links = native.stat(object).map_or(0, |stat| stat.st_nlink);
-            *flags != 0 && links > 1
+            (*flags != 0 || name.ends_with('.')) && links > 1
         },
     },
 ];

@@ -117,6 +117,13 @@ impl Side {
         })
     }
 
+    /// Whether the object is held open.
+    pub(crate) fn is_open(&self, object: &Object) -> bool {
+        let Ok(stat) = self.stat(object) else { return false };
+        let opened = self.slots.iter().flatten().map(|fd| rustix::fs::fstat(fd).expect("fstat"));
+        opened.into_iter().any(|open| (open.st_dev, open.st_ino) == (stat.st_dev, stat.st_ino))
+    }
+
     /// Whether something without a name is held open.
     pub(crate) fn holds_nameless(&self) -> bool {
         self.slots.iter().flatten().any(|fd| rustix::fs::fstat(fd).expect("fstat").st_nlink == 0)

@@ -12,7 +12,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
 use super::daemon::{Daemon, program_for};
-use super::{Stats, is_mounted, native_control, scratch};
+use super::{Stats, is_mounted, native_control, scratch, until_unmounted};
 
 /// What will be mounted. The source can be filled before [`MountBuilder::start`].
 pub(crate) struct MountBuilder {
@@ -190,8 +190,7 @@ impl Mount {
             return;
         };
         daemon.check_descriptors(&self.point);
-        let output = self.unmount_command().output().expect("running splicefs unmount");
-        assert!(output.status.success(), "splicefs unmount: {}", String::from_utf8_lossy(&output.stderr));
+        until_unmounted(self.unmount_command());
         self.wait_exit();
     }
 

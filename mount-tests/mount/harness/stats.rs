@@ -44,6 +44,16 @@ impl Stats {
         self.0.pointer("/requests").and_then(|map| map.get(operation)).and_then(Value::as_u64).unwrap_or(0)
     }
 
+    /// How many files were opened so.
+    pub(crate) fn opens(&self, how: &str) -> u64 {
+        self.number(&format!("/opens/{how}"))
+    }
+
+    /// How many files are open.
+    pub(crate) fn files(&self) -> u64 {
+        self.number("/files")
+    }
+
     pub(crate) fn json(&self) -> &Value {
         &self.0
     }

@@ -1,5 +1,6 @@
 //! Waiting for conditions. The limits only bound how long a failure takes to show.
 
+use std::process::Command;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -22,6 +23,17 @@ pub(crate) fn until_some<T>(what: &str, mut condition: impl FnMut() -> Option<T>
         assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} in vain for: {what}");
         thread::sleep(PAUSE);
     }
+}
+
+/// Runs `splicefs unmount`. A process that another test has just forked can hold descriptors of ours until it executes
+/// something, so that the mount may be in use for a moment.
+pub(crate) fn until_unmounted(mut command: Command) {
+    until("the mount not to be in use and `splicefs unmount` to succeed", || {
+        let output = command.output().expect("running splicefs unmount");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() || said.contains("is in use"), "splicefs unmount: {said}");
+        output.status.success()
+    });
 }
 
 /// Ends the whole test process when a test hangs: a thread stuck in a read of a mount cannot be stopped otherwise.

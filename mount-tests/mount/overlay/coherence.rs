@@ -20,7 +20,8 @@ const SIZE: usize = 1 << 20;
 /// What another process writes, and where.
 const WRITTEN: std::ops::Range<usize> = 65536..131_072;
 /// The read paths; the kernel has but one.
-const WAYS: [&str; 3] = ["", "splice=off", "splice=on,splice_min=1"];
+const WAYS: [&str; 4] =
+    ["", "passthrough=off", "passthrough=off,splice=off", "passthrough=off,splice=on,splice_min=1"];
 
 /// A mount whose lower layer has one file of [`SIZE`] pattern bytes, `file`. The mount ends before the layers.
 struct Scene {

@@ -91,7 +91,7 @@ fn over_a_directory() {
     }
     let layers = Layers::simple();
     fill_lower(layers.lower());
-    let mount = layers.mount_with("splice=on");
+    let mount = layers.mount_with("passthrough=off,splice=on");
     reads_delegate(&mount, layers.lower());
     changes_stay_above(&mount, &layers);
 }
@@ -103,7 +103,7 @@ fn over_a_tmpfs_of_the_kernels() {
     }
     let layers = Layers::new(Ground::Tmpfs, 1);
     fill_lower(layers.lower());
-    let mount = layers.mount_with("splice=on");
+    let mount = layers.mount_with("passthrough=off,splice=on");
     reads_delegate(&mount, layers.lower());
     changes_stay_above(&mount, &layers);
 }
@@ -117,7 +117,7 @@ fn over_a_passthrough_mount() {
     fill_lower(builder.source());
     let below = builder.start();
     let layers = Layers::simple().over(below.point());
-    let mount = layers.mount_with("splice=on");
+    let mount = layers.mount_with("passthrough=off,splice=on");
     reads_delegate(&mount, below.source());
     changes_stay_above(&mount, &layers);
 }
@@ -136,7 +136,7 @@ fn over_an_overlay(engine: Engine) {
         .expect("chmod");
     fs::remove_file(below.at("gone")).expect("unlink");
     let layers = Layers::simple().over(below.point());
-    let mount = layers.mount_with("splice=on");
+    let mount = layers.mount_with("passthrough=off,splice=on");
     assert!(!mount.at("gone").exists());
     reads_delegate(&mount, lower.lower());
     changes_stay_above(&mount, &layers);
@@ -160,7 +160,7 @@ fn without_an_upper_layer_nothing_changes() {
     // The kernel wants two lower layers then.
     let layers = Layers::new(Ground::Directory, 2).read_only();
     fill_lower(layers.lower());
-    let mount = layers.mount();
+    let mount = layers.mount_with("passthrough=off");
     reads_delegate(&mount, layers.lower());
     let refused = |result: std::io::Result<()>| result.expect_err("read-only").raw_os_error();
     assert_eq!(refused(fs::write(mount.at("new"), b"")), Some(libc::EROFS));

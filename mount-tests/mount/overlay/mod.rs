@@ -19,8 +19,10 @@ mod user;
 use crate::differential::runner::operations;
 use crate::harness::{Need, ready};
 use differential::Comparison;
+pub(crate) use layers::Layers;
+pub(crate) use mounted::{Engine, Overlay};
+
 use layers::Ground;
-use mounted::Engine;
 
 /// Directories are renamed, hard links broken by copy-up.
 const PLAIN: &str = "redirect_dir=on,index=off,metacopy=off";

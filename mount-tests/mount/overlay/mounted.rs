@@ -12,7 +12,7 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
-use crate::harness::{Daemon, Stats, is_mounted, native_control, program_for, until};
+use crate::harness::{Daemon, Stats, is_mounted, native_control, program_for, until, until_unmounted};
 
 /// Descriptors that the daemon opens when it first copies something up: of its directories below the work directory.
 const OWN: usize = 3;
@@ -176,12 +176,7 @@ impl Overlay {
         if let Some((uid, gid)) = self.user {
             command.gid(gid).uid(uid);
         }
-        until("the mount not to be in use and `splicefs unmount` to succeed", || {
-            let output = command.output().expect("running splicefs unmount");
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(output.status.success() || said.contains("is in use"), "splicefs unmount: {said}");
-            output.status.success()
-        });
+        until_unmounted(command);
         daemon.wait_exit(&self.point);
         self.daemon = None;
     }

@@ -150,7 +150,7 @@ fn copying_up_keeps_holes() {
     if !ready(&[Need::Root, Need::Fuse, Need::Splicefs]) {
         return;
     }
-    for own in ["", "splice=off"] {
+    for own in ["", "passthrough=off", "passthrough=off,splice=off"] {
         let layers = Layers::simple();
         let path = layers.lower().join("sparse");
         let file = File::create(&path).expect("create");

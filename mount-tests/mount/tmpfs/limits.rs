@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -214,4 +214,22 @@ fn threads_create_exactly_as_many_files_as_there_are_inodes() {
         assert_eq!(listed, rest);
         until("the inodes to be free", || mount.room().f_ffree == rest as u64);
     }
+}
+
+/// As in the kernel's tmpfs, which sets the times before it looks for room.
+#[test]
+fn regression_a_copy_that_finds_no_room_shows_its_time() {
+    if !ready(&NEEDS) {
+        return;
+    }
+    let mount = Observed::mount("size=16k");
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(mount.point().join("file"));
+    let file = file.expect("create");
+    // The first page stays a hole.
+    file.write_all_at(&fill(0, 4 * 4096), 4096).expect("write");
+    let time = || file.metadata().map(|meta| (meta.mtime(), meta.mtime_nsec())).expect("fstat");
+    let before = time();
+    let copied = rustix::fs::copy_file_range(&file, Some(&mut 8192), &file, Some(&mut 0), 1);
+    assert_eq!(copied, Err(Errno::NOSPC));
+    assert_ne!(time(), before);
 }

@@ -246,7 +246,10 @@ pub fn has_special_bits(mode: u32) -> bool {
 }
 
 /// Gives up the right to keep setuid and setgid bits (CAP_FSETID) until the guard is dropped.
-fn without_fsetid() -> Result<Guard> {
+///
+/// # Errors
+/// Those of capset(2); nothing has changed then.
+pub fn without_fsetid() -> Result<Guard> {
     let own = own()?;
     let mut guard = Guard::none();
     if own.caps.effective.contains(CapabilitySet::FSETID) {
@@ -258,6 +261,18 @@ fn without_fsetid() -> Result<Guard> {
 
 fn set_effective(own: &Own, effective: CapabilitySet) -> Result<()> {
     Ok(rustix::thread::set_capabilities(None, CapabilitySets { effective, ..own.caps })?)
+}
+
+/// The inode number of the initial user namespace in procfs (`PROC_USER_INIT_INO` in include/linux/proc_ns.h).
+const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
+
+/// Whether the process has CAP_SYS_ADMIN in the initial user namespace, as only there it counts for some things.
+///
+/// # Errors
+/// Those of capget(2) and of procfs.
+pub fn administers_the_machine() -> Result<bool> {
+    let admin = rustix::thread::capabilities(None)?.effective.contains(CapabilitySet::SYS_ADMIN);
+    Ok(admin && rustix::fs::fstat(open_proc("self/ns/user")?)?.st_ino == INITIAL_USER_NAMESPACE)
 }
 
 /// Makes the calling thread a worker: with a umask of its own, and without the right to exceed quotas.

@@ -94,6 +94,44 @@ pub fn file_system_uuid(fd: impl AsFd) -> Result<[u8; 16]> {
     Ok(answer.uuid)
 }
 
+/// `struct fuse_backing_map` (include/uapi/linux/fuse.h).
+#[repr(C)]
+struct BackingMap {
+    fd: i32,
+    flags: u32,
+    padding: u64,
+}
+
+/// Has the kernel keep `file` as one that it reads and writes by itself for the FUSE connection of `device`, with the
+/// credentials that the calling thread has now (`FUSE_DEV_IOC_BACKING_OPEN`, linux 6.9). Returns the number that
+/// names it in replies to OPEN.
+///
+/// # Errors
+/// `EPERM` without CAP_SYS_ADMIN in the initial user namespace, or where the connection did not negotiate it; `ELOOP` where
+/// the file lies on a file system that is itself stacked.
+pub fn open_backing(device: impl AsFd, file: impl AsFd) -> Result<i32> {
+    const FUSE_DEV_IOC_BACKING_OPEN: libc::c_ulong = 0x4010_e501;
+    let map = BackingMap { fd: file.as_fd().as_raw_fd(), flags: 0, padding: 0 };
+    // SAFETY: FUSE_DEV_IOC_BACKING_OPEN reads one `struct fuse_backing_map`, which outlives the call.
+    #[allow(unsafe_code)]
+    let result =
+        unsafe { libc::ioctl(device.as_fd().as_raw_fd(), FUSE_DEV_IOC_BACKING_OPEN, &raw const map) };
+    if result < 0 { Err(std::io::Error::last_os_error().into()) } else { Ok(result) }
+}
+
+/// Takes the number of a backing file back (`FUSE_DEV_IOC_BACKING_CLOSE`); what is open keeps the file.
+///
+/// # Errors
+/// `ENOENT` for a number that names none.
+pub fn close_backing(device: impl AsFd, id: i32) -> Result<()> {
+    const FUSE_DEV_IOC_BACKING_CLOSE: libc::c_ulong = 0x4004_e502;
+    // SAFETY: FUSE_DEV_IOC_BACKING_CLOSE reads one u32, which outlives the call.
+    #[allow(unsafe_code)]
+    let result =
+        unsafe { libc::ioctl(device.as_fd().as_raw_fd(), FUSE_DEV_IOC_BACKING_CLOSE, &raw const id) };
+    if result < 0 { Err(std::io::Error::last_os_error().into()) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,89 @@
+//! What the host must allow and this mount would use: found out before, where failing leaves no mount behind.
+
+use std::io;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use splicefs_core::sys::creds;
+use std::os::fd::AsFd;
+
+use crate::reply::probe;
+use crate::vfs::{Facility, Kernel};
+
+/// Whether something is used that the host must allow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Choice {
+    /// Where the host allows it.
+    Auto,
+    /// Always; mounting fails where the host does not allow it.
+    On,
+    /// Never.
+    Off,
+}
+
+impl Choice {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::On => "on",
+            Self::Off => "off",
+        }
+    }
+
+    /// What comes of the choice, where `found` says what the host allows.
+    fn facility(
+        self,
+        option: &str,
+        found: impl FnOnce() -> Result<&'static str, String>,
+    ) -> io::Result<Facility> {
+        let state = |serving, why: String| Facility { mode: self.name().to_owned(), serving, why };
+        if self == Self::Off {
+            return Ok(state(false, "turned off".to_owned()));
+        }
+        match found() {
+            Ok(why) => Ok(state(true, why.to_owned())),
+            Err(why) if self == Self::On => {
+                Err(io::Error::other(format!("{option}=on cannot be had here: {why}")))
+            }
+            Err(why) => Ok(state(false, why)),
+        }
+    }
+}
+
+/// Whether to splice, and why.
+pub(super) fn splice(choice: Choice) -> io::Result<Facility> {
+    let facility = choice.facility("splice", || probe().map(|()| "splice(2) works here"))?;
+    if choice == Choice::Auto && !facility.serving {
+        log::warn!("reads are copied: {}", facility.why);
+    }
+    Ok(facility)
+}
+
+/// Whether to have the kernel serve files by itself, as far as that can be known before it is asked. `has_backing` says that
+/// the backend has files for it.
+pub(super) fn passthrough(choice: Choice, has_backing: bool) -> io::Result<Facility> {
+    choice.facility("passthrough", || {
+        if !has_backing {
+            return Err("this backend must hear of every write, to count what files take".to_owned());
+        }
+        match creds::administers_the_machine() {
+            Ok(true) => Ok("the kernel serves files by itself"),
+            Ok(false) => Err("it takes CAP_SYS_ADMIN in the initial user namespace".to_owned()),
+            Err(e) => Err(e.to_string()),
+        }
+    })
+}
+
+/// The same once it is negotiated: the kernel is shown a file.
+pub(super) fn probed_passthrough(facility: Facility, kernel: &impl Kernel) -> io::Result<Facility> {
+    if !facility.serving {
+        return Ok(facility);
+    }
+    let file = memfd_create("splicefs-probe", MemfdFlags::CLOEXEC)?;
+    let taken = kernel.open_backing(file.as_fd()).and_then(|id| kernel.close_backing(id));
+    let Err(e) = taken else { return Ok(facility) };
+    let why = format!("the kernel does not take files to serve by itself: {e}");
+    if facility.mode == Choice::On.name() {
+        return Err(io::Error::other(format!("passthrough=on cannot be had here: {why}")));
+    }
+    Ok(Facility { serving: false, why, ..facility })
+}
