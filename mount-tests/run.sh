@@ -25,7 +25,7 @@ as_root() {
     if ((EUID == 0)); then
         "$@"
     else
-        sudo --preserve-env=PATH,SPLICEFS_TESTS_REQUIRE,SPLICEFS_TESTS_DIR,SPLICEFS_TESTS_LONG,RUST_BACKTRACE -- "$@"
+        sudo --preserve-env=PATH,SPLICEFS_TESTS_REQUIRE,SPLICEFS_TESTS_DIR,SPLICEFS_TESTS_LONG,SPLICEFS_TESTS_SEED,RUST_BACKTRACE -- "$@"
     fi
 }
 
@@ -128,8 +128,10 @@ cargo_tests() {
     host=$(rustc -vV | sed -n 's/^host: //p')
     if ((EUID != 0)); then
         local runner=CARGO_TARGET_${host//-/_}_RUNNER
-        export "${runner^^}"='sudo --preserve-env=PATH,SPLICEFS_TESTS_REQUIRE,SPLICEFS_TESTS_DIR,SPLICEFS_TESTS_LONG --'
+        export "${runner^^}"='sudo --preserve-env=PATH,SPLICEFS_TESTS_REQUIRE,SPLICEFS_TESTS_DIR,SPLICEFS_TESTS_LONG,SPLICEFS_TESTS_SEED --'
     fi
+    # Random sequences are the same each time, so that a failure is of the change that is tested; other ones come with --long.
+    ((long)) || export SPLICEFS_TESTS_SEED=${SPLICEFS_TESTS_SEED:-1}
     SPLICEFS_TESTS_REQUIRE=1 SPLICEFS_TESTS_DIR=$base/tests SPLICEFS_TESTS_LONG=$long \
         cargo test --workspace --no-fail-fast
 }
@@ -269,8 +271,10 @@ install_tool pjdfstest "$PJDFSTEST"
 install_tool fsx "$FSX"
 for backend in passthrough tmpfs overlay; do
     suite "pjdfstest $PJDFSTEST on $backend" pjdfstest_suite "$backend" splice=auto
-    suite "fsx $FSX on $backend, spliced" fsx_suite "$backend" splice=on,splice_min=1 "$operations"
-    suite "fsx $FSX on $backend, copied" fsx_suite "$backend" splice=off "$operations"
+    suite "fsx $FSX on $backend, spliced" fsx_suite "$backend" passthrough=off,splice=on,splice_min=1 "$operations"
+    suite "fsx $FSX on $backend, copied" fsx_suite "$backend" passthrough=off,splice=off "$operations"
+    [[ $backend == tmpfs ]] ||
+        suite "fsx $FSX on $backend, by the kernel itself" fsx_suite "$backend" passthrough=on "$operations"
 done
 if ((long)); then
     suite 'images built by buildah on overlay' as_root "$here/suites/buildah/run" "$splicefs"
