@@ -24,6 +24,8 @@ impl Backend for Passthrough {
 
     const NAME: &'static str = "passthrough";
     const OWNERSHIP: Ownership = Ownership::Shared;
+    // What others have changed is looked for.
+    const HEARS_OPENS: bool = true;
     const HAS_BACKING: bool = true;
 
     fn root(&self) -> Arc<Node> {

@@ -30,6 +30,8 @@ impl Backend for Tmpfs {
 
     const NAME: &'static str = "tmpfs";
     const OWNERSHIP: Ownership = Ownership::Exclusive;
+    // The room of a removed file is free when it is closed.
+    const HEARS_OPENS: bool = true;
     const HAS_BACKING: bool = false;
 
     fn root(&self) -> Arc<Node> {

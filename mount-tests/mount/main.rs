@@ -22,4 +22,5 @@ mod regressions;
 mod special;
 mod storm;
 mod tmpfs;
+mod unopened;
 mod user;

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, Statx, StatxFlags, 
 use rustix::io::Errno;
 
 use crate::failure::Failure;
+use crate::mount::mountinfo;
 use crate::mount::preflight::{check_writable, find_directory};
 use crate::options::{LowerDir, OverlayOptions};
 
@@ -43,6 +44,19 @@ impl Layers {
     pub(super) fn shown(&self) -> Vec<&Path> {
         let lowers = self.lowers.iter().filter(|lower| !lower.data_only).map(|lower| &*lower.path);
         self.changes.iter().map(|changes| &*changes.upper).chain(lowers).collect()
+    }
+}
+
+impl Layers {
+    /// A mount inside one of the directories, if there is any. Its files may have to be opened each time, such as those of procfs.
+    ///
+    /// # Errors
+    /// When the table of mounts cannot be read.
+    pub(super) fn mounted_inside(&self) -> std::io::Result<Option<PathBuf>> {
+        let is_inside =
+            |mount: &Path| self.shown().iter().any(|layer| mount != *layer && mount.starts_with(layer));
+        let mut mounts = mountinfo::read()?.into_iter().map(|entry| entry.mount_point);
+        Ok(mounts.find(|mount| is_inside(mount)))
     }
 }
 

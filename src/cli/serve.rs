@@ -18,7 +18,7 @@ use crate::logging::{self, Behind, Setup};
 use crate::mount::preflight::{self, Place, Shown};
 use crate::mount::{self, Mount, Request, readahead};
 use crate::options::{Access, BackendName, Options};
-use crate::session::{self, SessionConfig};
+use crate::session::{self, Opens, SessionConfig};
 use crate::signals;
 
 /// What is served.
@@ -65,6 +65,24 @@ impl Found {
             Self::Directory(source) => preflight::find_place(mount_point, Shown::Source(source)),
             Self::Memory(_) => preflight::find_place(mount_point, Shown::Nothing),
             Self::Layers(_, layers) => preflight::find_place(mount_point, Shown::Layers(&layers.shown())),
+        }
+    }
+
+    /// Whether files may be used without being opened, where nothing else was asked for.
+    ///
+    /// # Errors
+    /// Where that was asked for and may not be; and those of looking.
+    fn opens(&self, asked: Opens) -> io::Result<Opens> {
+        let Self::Layers(_, layers) = self else { return Ok(asked) };
+        match (asked, layers.mounted_inside()?) {
+            (Opens::Zero, Some(mount)) => {
+                Err(io::Error::other(format!("open=zero and {}, mounted inside a layer", mount.display())))
+            }
+            (Opens::Auto, Some(mount)) => {
+                log::info!("open=handle, since {} is mounted inside a layer", mount.display());
+                Ok(Opens::Handle)
+            }
+            _ => Ok(asked),
         }
     }
 
@@ -195,7 +213,9 @@ impl Start<'_> {
             .map_err(|error| Failure::new(format!("cannot catch signals: {error}")))?;
         let cannot =
             |error: io::Error| Failure::new(format!("cannot serve {}: {error}", mount_point.display()));
-        let prepared = session::prepare::<B>(&session_config(&self.order.options)).map_err(cannot)?;
+        let mut config = session_config(&self.order.options);
+        config.opens = self.found.opens(config.opens).map_err(cannot)?;
+        let prepared = session::prepare::<B>(&config).map_err(cannot)?;
         let Mount { device, mounted } = mount::mount(&request)?;
         let running = prepared.serve(backend, device).map_err(cannot)?;
         readahead::raise(mounted.point(), max_read);
@@ -228,6 +248,7 @@ fn session_config(options: &Options) -> SessionConfig {
         threads: options.threads,
         splice: options.splice,
         passthrough: options.passthrough,
+        opens: options.opens,
         splice_min: options.splice_min,
         entry_timeout: options.entry_timeout,
         attr_timeout: options.attr_timeout,

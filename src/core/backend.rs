@@ -167,6 +167,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Who changes the files.
     const OWNERSHIP: Ownership;
 
+    /// Whether it makes a difference to the backend when a file is opened and when it is closed.
+    const HEARS_OPENS: bool;
     /// Whether there are files that [`Backend::backing`] names.
     const HAS_BACKING: bool;
 

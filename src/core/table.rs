@@ -68,10 +68,10 @@ impl<T> NodeTable<T> {
         remembered.value.clone()
     }
 
-    /// Takes back `count` lookups of `id`; the node goes with the last one.
-    pub fn forget(&self, id: NodeId, count: u64) {
+    /// Takes back `count` lookups of `id`; the node goes with the last one. Returns whether it went.
+    pub fn forget(&self, id: NodeId, count: u64) -> bool {
         // Dropped after the lock: the last reference may close descriptors.
-        let _gone = {
+        let gone = {
             let mut shard = self.shards[shard_of(id.0)].lock();
             let left = shard.get_mut(&id.0).map(|remembered| {
                 remembered.lookups = remembered.lookups.saturating_sub(count);
@@ -81,6 +81,7 @@ impl<T> NodeTable<T> {
             shrink(&mut shard);
             gone
         };
+        gone.is_some()
     }
 
     /// Number of nodes the kernel knows, the root aside.

@@ -25,7 +25,7 @@ pub(crate) use values::{backends, is_fsname};
 use splicefs_tmpfs::{Atime, Resize};
 
 use crate::failure::Failure;
-use crate::session::{Choice, DEFAULT_SPLICE_MIN};
+use crate::session::{Choice, DEFAULT_SPLICE_MIN, Opens};
 use table::{Elsewhere, Spec, Takes};
 
 /// The subtype unless the person says otherwise: the mount is listed as `fuse.splicefs`.
@@ -116,6 +116,8 @@ pub struct Options {
     pub threads: Option<NonZeroUsize>,
     /// `splice=`.
     pub splice: Choice,
+    /// `open=`: whether the kernel asks to open each file.
+    pub opens: Opens,
     /// `passthrough=`: the kernel reads and writes files by itself.
     pub passthrough: Choice,
     /// `splice_min=`, in bytes: smaller reads are copied.
@@ -161,6 +163,7 @@ impl Default for Options {
             attr_timeout: None,
             threads: None,
             splice: Choice::Auto,
+            opens: Opens::Auto,
             passthrough: Choice::Auto,
             splice_min: DEFAULT_SPLICE_MIN,
             log: None,

@@ -234,6 +234,12 @@ const SPECS: &[Spec] = &[
         "the kernel reads and writes files by itself: auto (where it may, default), on (or fail to start) or off; takes root",
     ),
     value(
+        "open",
+        "MODE",
+        |o, v| set(&mut o.opens, values::opens(v)),
+        "zero: files are used without the daemon being asked to open them (default of overlay; tmpfs too if asked for); handle: each is opened",
+    ),
+    value(
         "splice_min",
         "SIZE",
         |o, v| set(&mut o.splice_min, values::size(v)),

@@ -10,7 +10,7 @@ use nix::unistd::{Group, User};
 use splicefs_overlay::{Redirect, Xino};
 
 use super::BackendName;
-use crate::session::Choice;
+use crate::session::{Choice, Opens};
 use crate::vfs::FOR_EVER;
 
 /// The kernel copies a mount's source name from at most a page (mm/util.c, `strndup_user` with PATH_MAX).
@@ -91,6 +91,15 @@ pub(super) fn threads(value: &OsStr) -> Value<NonZeroUsize> {
     match utf8(value).parse::<NonZeroUsize>() {
         Ok(threads) if threads.get() <= THREADS_MAX => Ok(threads),
         _ => Err(format!("a whole number from 1 to {THREADS_MAX}")),
+    }
+}
+
+pub(super) fn opens(value: &OsStr) -> Value<Opens> {
+    match utf8(value) {
+        "auto" => Ok(Opens::Auto),
+        "zero" => Ok(Opens::Zero),
+        "handle" => Ok(Opens::Handle),
+        _ => Err("`auto`, `zero` or `handle`".to_owned()),
     }
 }
 

@@ -4,6 +4,7 @@ use std::io;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use splicefs_core::sys::creds;
+use splicefs_core::{Backend, Ownership};
 use std::os::fd::AsFd;
 
 use crate::reply::probe;
@@ -49,6 +50,43 @@ impl Choice {
     }
 }
 
+/// Whether the kernel asks to open each file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Opens {
+    /// As serves the backend best.
+    Auto,
+    /// Never: files are used without being opened (zero-message opens).
+    Zero,
+    /// Each time.
+    Handle,
+}
+
+/// Whether files of backend `B` are used without being opened, and why. `passthrough` says whether the kernel is to serve files by
+/// itself, which it can do with what it opens alone.
+pub(super) fn unopened<B: Backend>(opens: Opens, passthrough: Choice) -> io::Result<Facility> {
+    let state =
+        |mode: &str, serving, why: &str| Facility { mode: mode.to_owned(), serving, why: why.to_owned() };
+    let excluded = if B::OWNERSHIP == Ownership::Shared {
+        Some("what others change in a mirrored directory is looked for at each open")
+    } else if passthrough == Choice::On {
+        Some("passthrough=on excludes it")
+    } else {
+        None
+    };
+    Ok(match (opens, excluded) {
+        (Opens::Handle, _) => state("handle", false, "turned off"),
+        (Opens::Auto, Some(why)) => state("auto", false, why),
+        (Opens::Auto, None) if B::HEARS_OPENS => {
+            state("auto", false, "the room of a removed file is free once it is closed, which must be heard")
+        }
+        (Opens::Auto, None) => state("auto", true, "nobody else changes these files"),
+        (Opens::Zero, None) => state("zero", true, "asked for"),
+        (Opens::Zero, Some(why)) => {
+            return Err(io::Error::other(format!("open=zero cannot be had here: {why}")));
+        }
+    })
+}
+
 /// Whether to splice, and why.
 pub(super) fn splice(choice: Choice) -> io::Result<Facility> {
     let facility = choice.facility("splice", || probe().map(|()| "splice(2) works here"))?;
@@ -60,8 +98,11 @@ pub(super) fn splice(choice: Choice) -> io::Result<Facility> {
 
 /// Whether to have the kernel serve files by itself, as far as that can be known before it is asked. `has_backing` says that
 /// the backend has files for it.
-pub(super) fn passthrough(choice: Choice, has_backing: bool) -> io::Result<Facility> {
+pub(super) fn passthrough(choice: Choice, has_backing: bool, unopened: bool) -> io::Result<Facility> {
     choice.facility("passthrough", || {
+        if unopened {
+            return Err("files are used without being opened (open=zero)".to_owned());
+        }
         if !has_backing {
             return Err("this backend must hear of every write, to count what files take".to_owned());
         }

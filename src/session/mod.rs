@@ -18,7 +18,7 @@ pub use crate::reply::max_read_bytes;
 use crate::reply::{Counters, Engine, Policy, ZeroSource};
 use crate::transport::{Port, Stock, Worker};
 use crate::vfs::{Access, Caching, Facility, Stats, Vfs};
-pub use facilities::Choice;
+pub use facilities::{Choice, Opens};
 use negotiate::{Handshake, MAX_WRITE};
 
 /// Reads of fewer bytes are copied, since that is the faster of the two (`mount-tests/bench`, splice_min).
@@ -33,6 +33,8 @@ pub struct SessionConfig {
     pub splice: Choice,
     /// Whether the kernel serves files by itself.
     pub passthrough: Choice,
+    /// Whether the kernel asks to open each file.
+    pub opens: Opens,
     /// Reads of fewer bytes are copied.
     pub splice_min: usize,
     /// How long the kernel may trust a name; by default as the backend allows ([`Caching`]).
@@ -66,6 +68,7 @@ struct Ready {
 pub struct Prepared<B> {
     splice: Facility,
     passthrough: Facility,
+    unopened: Facility,
     counters: Arc<Counters>,
     entry_timeout: Option<Duration>,
     attr_timeout: Option<Duration>,
@@ -83,7 +86,8 @@ const HANDSHAKE_BUFFER: usize = 17 << 20;
 /// Where threads or memory are not to be had, or `splice=on` is not.
 pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
     let splice = facilities::splice(config.splice)?;
-    let passthrough = facilities::passthrough(config.passthrough, B::HAS_BACKING)?;
+    let unopened = facilities::unopened::<B>(config.opens, config.passthrough)?;
+    let passthrough = facilities::passthrough(config.passthrough, B::HAS_BACKING, unopened.serving)?;
     let policy = Policy { splice: splice.serving, splice_min: config.splice_min };
     let counters = Arc::new(Counters::default());
     let zeros = Arc::new(ZeroSource::new()?);
@@ -104,6 +108,7 @@ pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
     Ok(Prepared {
         splice,
         passthrough,
+        unopened,
         counters,
         entry_timeout: config.entry_timeout,
         attr_timeout: config.attr_timeout,
@@ -141,10 +146,11 @@ impl<B: Backend> Prepared<B> {
     /// Where the handshake fails.
     pub fn serve(self, backend: B, device: OwnedFd) -> io::Result<Running> {
         let port = Arc::new(Port::new(device.try_clone()?));
-        let caching = Caching::new(B::OWNERSHIP, self.entry_timeout, self.attr_timeout);
+        let caching =
+            Caching::new(B::OWNERSHIP, self.entry_timeout, self.attr_timeout, self.unopened.serving);
         let handshake = Handshake::new(device, caching, self.passthrough.serving)?;
         let passthrough = facilities::probed_passthrough(self.passthrough, &*port)?;
-        let stats = Stats::new(self.splice, passthrough, self.counters);
+        let stats = Stats::new(self.splice, passthrough, self.unopened, self.counters);
         let vfs = Arc::new(Vfs::new(backend, caching, self.access, stats, port.clone())?);
         let mut workers = Vec::with_capacity(self.threads.len());
         for Ready { thread, job } in self.threads {

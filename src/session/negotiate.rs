@@ -21,8 +21,6 @@ const WANTED: &[InitFlags] = &[
     InitFlags::FUSE_ASYNC_READ,
     InitFlags::FUSE_BIG_WRITES,
     InitFlags::FUSE_MAX_PAGES,
-    // OPEN truncates (vfs::files).
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
     // A file handle could only be resolved as long as the kernel remembers its node: open_by_handle_at(2) says so at
     // once instead of failing some of the time.
     InitFlags::FUSE_NO_EXPORT_SUPPORT,
@@ -42,6 +40,8 @@ const WANTED_OF_SHARED: &[InitFlags] = &[InitFlags::FUSE_AUTO_INVAL_DATA, InitFl
 /// For files that the kernel alone changes. Not FUSE_ASYNC_DIO: a direct write that completes later leaves what a reader has put into
 /// the page cache meanwhile, and nothing else would ever drop it (xfstests generic/451).
 const WANTED_OF_EXCLUSIVE: &[InitFlags] = &[InitFlags::FUSE_CACHE_SYMLINKS];
+/// For files that are opened: OPEN truncates (vfs::files). Without an OPEN a SETATTR does.
+const WANTED_OF_OPENED: &[InitFlags] = &[InitFlags::FUSE_ATOMIC_O_TRUNC];
 /// Without these we would misread requests or misjudge permissions: Linux 5.14 and later has them all.
 const NEEDED: &[InitFlags] = &[
     InitFlags::FUSE_POSIX_ACL,
@@ -60,7 +60,8 @@ struct Negotiator {
 impl Filesystem for Negotiator {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let more = if self.caching.contents { WANTED_OF_EXCLUSIVE } else { WANTED_OF_SHARED };
-        for flag in WANTED.iter().chain(more) {
+        let opened = if self.caching.unopened { &[] } else { WANTED_OF_OPENED };
+        for flag in WANTED.iter().chain(more).chain(opened) {
             if config.add_capabilities(*flag).is_err() {
                 if NEEDED.contains(flag) {
                     return Err(io::Error::new(

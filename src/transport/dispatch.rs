@@ -16,6 +16,7 @@ use super::wire::{
     WriteOut, flag,
 };
 use super::worker::Worker;
+use crate::vfs::FileRef;
 use zerocopy::IntoBytes;
 
 /// The largest value of an attribute (`XATTR_SIZE_MAX`), and of a list of names, in bytes.
@@ -216,7 +217,7 @@ impl<B: Backend> Worker<B> {
             }
             _ => {
                 let FsyncIn { fh, fsync_flags, .. } = request.take()?;
-                self.vfs.fsync(HandleId(fh), fsync_flags & flag::FSYNC_FDATASYNC != 0)?;
+                self.vfs.fsync(file(request, fh), fsync_flags & flag::FSYNC_FDATASYNC != 0)?;
                 Ok(Reply::Empty)
             }
         }
@@ -230,7 +231,7 @@ impl<B: Backend> Worker<B> {
             let by = caller(&request.header, 0);
             self.vfs.read(
                 &by,
-                HandleId(read.fh),
+                FileRef { flags: flags(read.flags), ..file(request, read.fh) },
                 span,
                 &mut self.engine,
                 &*self.port,
@@ -241,10 +242,12 @@ impl<B: Backend> Worker<B> {
         let write: WriteIn = request.take()?;
         let data = request.bytes(write.size)?;
         let from_page_cache = write.write_flags & flag::WRITE_CACHE != 0;
-        let append = flags(write.flags).has(libc::O_APPEND) && !from_page_cache;
+        let opened_with = flags(write.flags);
+        let append = opened_with.has(libc::O_APPEND) && !from_page_cache;
         let by = changer(&request.header, write.write_flags & flag::WRITE_KILL_SUIDGID != 0);
         let mode = WriteMode { append, from_page_cache };
-        let written = self.vfs.write(&by, HandleId(write.fh), write.offset, data, mode)?;
+        let file = FileRef { flags: opened_with, ..file(request, write.fh) };
+        let written = self.vfs.write(&by, file, write.offset, data, mode)?;
         put(&mut self.out, &WriteOut { size: u32::try_from(written).unwrap_or(write.size), padding: 0 });
         Ok(BODY)
     }
@@ -254,7 +257,7 @@ impl<B: Backend> Worker<B> {
         match opcode {
             Opcode::Fallocate => {
                 let FallocateIn { fh, offset, length, mode, .. } = request.take()?;
-                self.vfs.fallocate(&by, HandleId(fh), mode, offset, length)?;
+                self.vfs.fallocate(&by, file(request, fh), mode, offset, length)?;
                 return Ok(Reply::Empty);
             }
             Opcode::Lseek => {
@@ -264,13 +267,14 @@ impl<B: Backend> Worker<B> {
                     libc::SEEK_HOLE => SeekTo::Hole,
                     _ => return Err(Errno::EINVAL.into()),
                 };
-                let offset = self.vfs.seek(HandleId(seek.fh), seek.offset, to)?;
+                let offset = self.vfs.seek(file(request, seek.fh), seek.offset, to)?;
                 put(&mut self.out, &LseekOut { offset });
             }
             _ => {
                 let copy: CopyFileRangeIn = request.take()?;
-                let from = (HandleId(copy.fh_in), copy.off_in);
-                let to = (HandleId(copy.fh_out), copy.off_out);
+                let from = (file(request, copy.fh_in), copy.off_in);
+                let target = FileRef { node: NodeId(copy.nodeid_out), ..file(request, copy.fh_out) };
+                let to = (target, copy.off_out);
                 let copied = self.vfs.copy_range(&by, from, to, length(copy.len))?;
                 if opcode == Opcode::CopyFileRange64 {
                     put(&mut self.out, &CopyOut { bytes_copied: copied as u64 });
@@ -289,7 +293,7 @@ impl<B: Backend> Worker<B> {
         if opcode == Opcode::Poll {
             let poll: PollIn = request.take()?;
             let waiter = (poll.flags & flag::POLL_SCHEDULE_NOTIFY != 0).then_some(poll.kh);
-            let revents = self.vfs.poll(HandleId(poll.fh), poll.events, waiter)?;
+            let revents = self.vfs.poll(file(request, poll.fh), poll.events, waiter)?;
             put(&mut self.out, &PollOut { revents, padding: 0 });
             return Ok(BODY);
         }
@@ -303,7 +307,7 @@ impl<B: Backend> Worker<B> {
         let (result, bytes) = if ioctl.flags & flag::IOCTL_DIR != 0 {
             self.vfs.ioctl_dir(id, HandleId(ioctl.fh), wanted)?
         } else {
-            self.vfs.ioctl_file(id, HandleId(ioctl.fh), wanted)?
+            self.vfs.ioctl_file(file(request, ioctl.fh), wanted)?
         };
         put(&mut self.out, &IoctlOut { result, flags: 0, in_iovs: 1, out_iovs: 1 });
         self.out.extend_from_slice(&bytes);
@@ -388,6 +392,11 @@ impl<B: Backend> Worker<B> {
         self.out.extend_from_slice(&value);
         Ok(BODY)
     }
+}
+
+/// The file that a request means by `fh`.
+fn file(request: &Request<'_>, fh: u64) -> FileRef {
+    FileRef { node: NodeId(request.header.nodeid), handle: HandleId(fh), flags: OpenFlags(0) }
 }
 
 /// What a SETATTR changes.

@@ -233,9 +233,9 @@ mod tests {
         let port = Arc::new(Port::new(nowhere.into()));
         let counters = Arc::new(Counters::default());
         let serving = Facility { mode: "auto".into(), serving: true, why: String::new() };
-        let caching = Caching::new(B::OWNERSHIP, None, None);
+        let caching = Caching::new(B::OWNERSHIP, None, None, false);
         let access = Access { owner: 0, owner_and_root_only: false };
-        let stats = Stats::new(serving.clone(), serving, counters.clone());
+        let stats = Stats::new(serving.clone(), serving.clone(), serving, counters.clone());
         let vfs = Vfs::new(backend, caching, access, stats, port.clone()).unwrap();
         let policy = Policy { splice: true, splice_min: 1 };
         let engine = Engine::new(policy, Arc::new(ZeroSource::new().unwrap()), PAGE, counters).unwrap();

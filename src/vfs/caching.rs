@@ -30,6 +30,8 @@ pub struct Caching {
     pub attr: Duration,
     /// Whether data, entries of directories and targets of links outlive the file's being closed.
     pub contents: bool,
+    /// Files are used without being opened (zero-message opens).
+    pub unopened: bool,
 }
 
 /// Attributes, and how long the kernel may rely on them.
@@ -53,12 +55,17 @@ impl Caching {
     }
 
     /// The policy for files that `ownership` says who changes, with the lifetimes a person has asked for.
-    pub fn new(ownership: Ownership, entry: Option<Duration>, attr: Option<Duration>) -> Self {
+    pub fn new(
+        ownership: Ownership,
+        entry: Option<Duration>,
+        attr: Option<Duration>,
+        unopened: bool,
+    ) -> Self {
         let exclusive = ownership == Ownership::Exclusive;
         let lifetime = if exclusive { FOR_EVER } else { SHARED_TIMEOUT };
         let entry = entry.unwrap_or(lifetime);
         let negative = if exclusive { entry } else { Duration::ZERO };
-        Self { entry, negative, attr: attr.unwrap_or(lifetime), contents: exclusive }
+        Self { entry, negative, attr: attr.unwrap_or(lifetime), contents: exclusive, unopened }
     }
 }
 
@@ -68,7 +75,7 @@ mod tests {
 
     #[test]
     fn what_others_change_is_asked_for_again() {
-        let caching = Caching::new(Ownership::Shared, None, None);
+        let caching = Caching::new(Ownership::Shared, None, None, false);
         assert_eq!((caching.entry, caching.attr), (SHARED_TIMEOUT, SHARED_TIMEOUT));
         assert_eq!((caching.negative, caching.contents), (Duration::ZERO, false));
     }
@@ -76,7 +83,7 @@ mod tests {
     #[test]
     fn what_a_person_asks_for_counts() {
         let zero = Some(Duration::ZERO);
-        let caching = Caching::new(Ownership::Exclusive, zero, zero);
+        let caching = Caching::new(Ownership::Exclusive, zero, zero, false);
         assert_eq!((caching.entry, caching.negative, caching.attr), Default::default());
         assert!(caching.contents);
     }

@@ -9,11 +9,15 @@ use splicefs_core::{
     SeekTo, Span, WriteMode,
 };
 
-use super::{Found, Handle, OpenFile, VNode, Vfs, Way};
+use super::unopened::NO_HANDLE;
+use super::{FileRef, Found, Handle, OpenFile, Use, VNode, Vfs, Way};
 use crate::reply::{Engine, Outcome};
 
 impl<B: Backend> Vfs<B> {
     fn handle(&self, vnode: Arc<VNode<B>>, opened: Opened<B::File>, flags: OpenFlags) -> Handle {
+        if self.caching.unopened {
+            return self.keep_unopened(vnode, opened, flags);
+        }
         let Opened { file, direct_io, stream, changed } = opened;
         let writes = flags.writes();
         let way = if direct_io { Way::Direct } else { self.enter(&vnode, &file, writes) };
@@ -27,6 +31,9 @@ impl<B: Backend> Vfs<B> {
 
     /// Opens a regular file, and gives the handle to `reply`, whose result is returned. One that is truncated waits for
     /// the reads that are on their way, and others wait for its reply.
+    ///
+    /// # Errors
+    /// `ENOSYS` where files are used without being opened: the kernel takes that as success, and asks no more.
     pub fn open<R>(
         &self,
         caller: &Caller,
@@ -34,6 +41,9 @@ impl<B: Backend> Vfs<B> {
         flags: OpenFlags,
         reply: impl FnOnce(&Handle) -> R,
     ) -> Result<R> {
+        if self.caching.unopened {
+            return Err(Errno::ENOSYS.into());
+        }
         let vnode = self.node(id)?;
         if !flags.has(libc::O_TRUNC) {
             let opened = self.backend.open(caller, &vnode.node, flags)?;
@@ -90,13 +100,13 @@ impl<B: Backend> Vfs<B> {
     pub fn read(
         &self,
         caller: &Caller,
-        id: HandleId,
+        file: FileRef,
         span: Span,
         engine: &mut Engine,
         device: impl AsFd,
         unique: u64,
     ) -> Result<Outcome> {
-        let open = self.open_file(id)?;
+        let open = self.opened(file, Use::Read)?;
         let end = span.offset.saturating_add(span.len as u64);
         let crosses_end = || Ok(end > self.backend.getattr(&open.vnode.node, Some(&open.file))?.size);
         let _length = open.vnode.length.keep(caller.pid, crosses_end)?;
@@ -134,52 +144,68 @@ impl<B: Backend> Vfs<B> {
     pub fn write(
         &self,
         caller: &Caller,
-        id: HandleId,
+        file: FileRef,
         offset: u64,
         data: &[u8],
         mode: WriteMode,
     ) -> Result<usize> {
-        let open = self.open_file(id)?;
-        self.change(caller, &open, |by| self.backend.write(by, &open.file, offset, data, mode))
+        let open = self.opened(file, Use::Write)?;
+        let written =
+            self.change(caller, &open, |by| self.backend.write(by, &open.file, offset, data, mode))?;
+        // An open file of ours was opened with these flags.
+        if file.is_unopened() && !mode.from_page_cache && file.flags.has(libc::O_DSYNC) {
+            self.backend.fsync(&open.file, !file.flags.has(libc::O_SYNC))?;
+        }
+        Ok(written)
     }
 
     /// A descriptor of the file is closed.
-    pub fn flush(&self, id: HandleId) -> Result<()> {
-        self.backend.flush(&self.open_file(id)?.file)
+    ///
+    /// # Errors
+    /// `ENOSYS` where files are not opened in the first place: the kernel asks no more.
+    pub fn flush(&self, handle: HandleId) -> Result<()> {
+        if self.caching.unopened {
+            return Err(Errno::ENOSYS.into());
+        }
+        self.backend.flush(&self.files.get(handle)?.file)
     }
 
     /// Nothing refers to the open file any longer.
     pub fn release(&self, id: HandleId) -> Result<()> {
+        if id == NO_HANDLE {
+            return Ok(());
+        }
         let open = self.files.remove(id)?;
         self.leave(&open);
         Ok(())
     }
 
     /// Makes a file durable.
-    pub fn fsync(&self, id: HandleId, data_only: bool) -> Result<()> {
-        self.backend.fsync(&self.open_file(id)?.file, data_only)
+    pub fn fsync(&self, file: FileRef, data_only: bool) -> Result<()> {
+        self.backend.fsync(&self.opened(file, Use::Read)?.file, data_only)
     }
 
     /// As fallocate(2).
-    pub fn fallocate(&self, caller: &Caller, id: HandleId, mode: u32, offset: u64, len: u64) -> Result<()> {
-        let open = self.open_file(id)?;
+    pub fn fallocate(&self, caller: &Caller, file: FileRef, mode: u32, offset: u64, len: u64) -> Result<()> {
+        let open = self.opened(file, Use::Write)?;
         self.change(caller, &open, |by| self.backend.fallocate(by, &open.file, mode, offset, len))
     }
 
     /// The next data or hole.
-    pub fn seek(&self, id: HandleId, offset: u64, to: SeekTo) -> Result<u64> {
-        self.backend.seek(&self.open_file(id)?.file, offset, to)
+    pub fn seek(&self, file: FileRef, offset: u64, to: SeekTo) -> Result<u64> {
+        self.backend.seek(&self.opened(file, Use::Read)?.file, offset, to)
     }
 
     /// As copy_file_range(2).
     pub fn copy_range(
         &self,
         caller: &Caller,
-        from: (HandleId, u64),
-        to: (HandleId, u64),
+        from: (FileRef, u64),
+        to: (FileRef, u64),
         len: usize,
     ) -> Result<usize> {
-        let (source, target) = (self.open_file(from.0)?, self.open_file(to.0)?);
+        let source = self.opened(from.0, Use::Read)?;
+        let target = self.opened(to.0, Use::Write)?;
         let copied = self.change(caller, &target, |by| {
             self.backend.copy_range(by, (&source.file, from.1), (&target.file, to.1), len)
         });
@@ -191,9 +217,9 @@ impl<B: Backend> Vfs<B> {
     }
 
     /// As ioctl(2) on a file.
-    pub fn ioctl_file(&self, id: NodeId, handle: HandleId, request: Ioctl<'_>) -> Result<(i32, Vec<u8>)> {
-        let result = self.backend.ioctl_file(&self.open_file(handle)?.file, request)?;
-        self.ioctl_done(id, request);
+    pub fn ioctl_file(&self, file: FileRef, request: Ioctl<'_>) -> Result<(i32, Vec<u8>)> {
+        let result = self.backend.ioctl_file(&self.opened(file, Use::Read)?.file, request)?;
+        self.ioctl_done(file.node, request);
         Ok(result)
     }
 

@@ -9,6 +9,7 @@ mod iomode;
 mod length;
 mod names;
 mod poll;
+mod unopened;
 mod xattrs;
 
 use std::io;
@@ -22,6 +23,8 @@ use iomode::IoMode;
 pub use iomode::{BackingId, Way};
 use length::Length;
 use poll::Wakeups;
+pub use unopened::FileRef;
+use unopened::{Unopened, Use};
 pub use xattrs::{Facility, RECONFIGURE_XATTR, Report, STATS_XATTR, Stats};
 
 /// Who may see what beyond permissions.
@@ -85,6 +88,7 @@ pub struct Vfs<B: Backend> {
     pub(crate) backend: B,
     nodes: NodeTable<VNode<B>>,
     files: HandleTable<OpenFile<B>>,
+    unopened: Unopened<B>,
     dirs: HandleTable<B::Dir>,
     caching: Caching,
     access: Access,
@@ -131,6 +135,7 @@ impl<B: Backend> Vfs<B> {
         Ok(Self {
             nodes: NodeTable::new(Arc::new(root)),
             files: HandleTable::default(),
+            unopened: Unopened::new(),
             dirs: HandleTable::default(),
             backend,
             caching,
@@ -161,10 +166,6 @@ impl<B: Backend> Vfs<B> {
 
     fn node(&self, id: NodeId) -> Result<Arc<VNode<B>>> {
         self.nodes.get(id)
-    }
-
-    fn open_file(&self, id: HandleId) -> Result<Arc<OpenFile<B>>> {
-        self.files.get(id)
     }
 
     /// What the kernel is told of a node's attributes.

@@ -1,6 +1,8 @@
 //! Names, attributes and what changes them.
 
-use splicefs_core::{Backend, Caller, HandleId, Make, Name, NodeId, RenameFlags, Result, SetAttr, StatFs};
+use splicefs_core::{
+    Backend, Caller, HandleId, Make, Name, NodeId, RenameFlags, Result, SetAttr, SetTime, StatFs,
+};
 
 use super::{Found, Shown, Vfs};
 
@@ -13,13 +15,15 @@ impl<B: Backend> Vfs<B> {
 
     /// The kernel gives `count` references back.
     pub fn forget(&self, id: NodeId, count: u64) {
-        self.nodes.forget(id, count);
+        if self.nodes.forget(id, count) {
+            self.unopened.forget(id);
+        }
     }
 
     /// The attributes, through the open file where the request names one.
     pub fn getattr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Shown> {
         // A handle that is gone is no reason to fail: the node answers.
-        let open = handle.and_then(|handle| self.open_file(handle).ok());
+        let open = self.opened_if_any(handle).ok().flatten();
         match open {
             Some(open) => {
                 Ok(self.show(&open.vnode, self.backend.getattr(&open.vnode.node, Some(&open.file))?))
@@ -41,7 +45,7 @@ impl<B: Backend> Vfs<B> {
         change: &SetAttr,
         reply: impl FnOnce(&Shown),
     ) -> Result<()> {
-        let open = handle.map(|handle| self.open_file(handle)).transpose()?;
+        let open = self.opened_if_any(handle)?;
         let vnode = self.node(id)?;
         let file = open.as_ref().map(|open| &open.file);
         let Some(_) = change.size else {
@@ -50,7 +54,12 @@ impl<B: Backend> Vfs<B> {
         };
         let length = vnode.length.change();
         let before = self.backend.getattr(&vnode.node, file)?.size;
-        let attr = self.backend.setattr(caller, &vnode.node, file, change)?;
+        let mut change = *change;
+        if self.caching.unopened && file.is_none() && change.size == Some(0) && before == 0 {
+            // open(2) with O_TRUNC sets the time of an empty file, too, which is all that is left to tell it from truncate(2).
+            change.mtime = change.mtime.or(Some(SetTime::Now));
+        }
+        let attr = self.backend.setattr(caller, &vnode.node, file, &change)?;
         reply(&self.show(&vnode, attr));
         if attr.size < before {
             length.told_shorter(caller.pid);

@@ -6,9 +6,9 @@ use std::sync::{Arc, OnceLock};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use splicefs_core::{Backend, HandleId, Result};
+use splicefs_core::{Backend, Result};
 
-use super::{Kernel, Vfs};
+use super::{FileRef, Kernel, Use, Vfs};
 
 /// Files that someone waits for, watched by a thread that starts with the first of them.
 pub(super) struct Wakeups {
@@ -72,8 +72,8 @@ const ALWAYS: u32 = 0x145;
 
 impl<B: Backend> Vfs<B> {
     /// Which of `events` are true of the file. If none is, and `waiter` is given, it is woken when that changes.
-    pub fn poll(&self, id: HandleId, events: u32, waiter: Option<u64>) -> Result<u32> {
-        let open = self.open_file(id)?;
+    pub fn poll(&self, file: FileRef, events: u32, waiter: Option<u64>) -> Result<u32> {
+        let open = self.opened(file, Use::Read)?;
         let Some(fd) = self.backend.pollable(&open.file) else { return Ok(ALWAYS & events) };
         // The events of poll(2) and epoll(7) have the same values, and those of poll(2) fit 16 bits.
         let wanted = PollFlags::from_bits_retain(u16::try_from(events & 0xffff).unwrap_or(u16::MAX));

@@ -39,6 +39,7 @@ pub struct Facility {
 pub struct Stats {
     splice: Facility,
     passthrough: Facility,
+    unopened: Facility,
     reads: Arc<Counters>,
     opens: Opens,
     requests: Vec<AtomicU64>,
@@ -57,6 +58,8 @@ pub struct Report {
     pub splice: Facility,
     /// Whether the kernel serves files by itself.
     pub passthrough: Facility,
+    /// Whether files are used without being opened.
+    pub unopened: Facility,
     /// Files opened, by how they are served.
     pub opens: BTreeMap<String, u64>,
     /// What became of the bytes read.
@@ -78,15 +81,9 @@ fn no_acl(name: &CStr, e: Error) -> Error {
 
 impl Stats {
     /// Statistics that count from nothing.
-    pub fn new(splice: Facility, passthrough: Facility, reads: Arc<Counters>) -> Self {
-        let opens = Opens::default();
-        Self {
-            splice,
-            passthrough,
-            reads,
-            opens,
-            requests: Opcode::ALL.iter().map(|_| AtomicU64::new(0)).collect(),
-        }
+    pub fn new(splice: Facility, passthrough: Facility, unopened: Facility, reads: Arc<Counters>) -> Self {
+        let requests = Opcode::ALL.iter().map(|_| AtomicU64::new(0)).collect();
+        Self { splice, passthrough, unopened, reads, opens: Opens::default(), requests }
     }
 }
 
@@ -116,6 +113,7 @@ impl<B: Backend> Vfs<B> {
             pid: std::process::id(),
             splice: stats.splice.clone(),
             passthrough: stats.passthrough.clone(),
+            unopened: stats.unopened.clone(),
             opens: stats.opens.snapshot(),
             read: stats.reads.snapshot(),
             requests: counts.map(|(op, n)| (op.key().to_owned(), n.load(Ordering::Relaxed))).collect(),

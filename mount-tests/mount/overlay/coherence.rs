@@ -20,8 +20,14 @@ const SIZE: usize = 1 << 20;
 /// What another process writes, and where.
 const WRITTEN: std::ops::Range<usize> = 65536..131_072;
 /// The read paths; the kernel has but one.
-const WAYS: [&str; 4] =
-    ["", "passthrough=off", "passthrough=off,splice=off", "passthrough=off,splice=on,splice_min=1"];
+const WAYS: [&str; 6] = [
+    "",
+    "splice=off",
+    "passthrough=on",
+    "open=handle,passthrough=off",
+    "open=handle,passthrough=off,splice=off",
+    "open=handle,passthrough=off,splice=on,splice_min=1",
+];
 
 /// A mount whose lower layer has one file of [`SIZE`] pattern bytes, `file`. The mount ends before the layers.
 struct Scene {
@@ -383,7 +389,8 @@ fn times_survive_copying_up() {
     if !can_run() {
         return;
     }
-    let scene = Scene::new("");
+    // The open itself copies up.
+    let scene = Scene::new("open=handle");
     drop(open(&scene.file(), OFlags::RDWR, 0).expect("open"));
     for path in [scene.file(), scene.layers.upper().join("file")] {
         let meta = fs::metadata(&path).expect("stat");

@@ -73,25 +73,30 @@ fn the_kernel_agrees_with_itself_with_marks_of_users() {
 
 #[test]
 fn overlay_agrees_with_the_kernels() {
-    agrees(PLAIN, "", Ground::Tmpfs, 1);
+    agrees(PLAIN, "open=handle", Ground::Tmpfs, 1);
 }
 
 #[test]
 fn overlay_agrees_with_the_kernels_on_ext4() {
-    agrees(PLAIN, "", Ground::Ext4(256), 4);
+    agrees(PLAIN, "open=handle", Ground::Ext4(256), 4);
 }
 
 #[test]
 fn overlay_agrees_with_the_kernels_with_an_index() {
-    agrees(INDEXED, "", Ground::Tmpfs, 2);
+    agrees(INDEXED, "open=handle", Ground::Tmpfs, 2);
 }
 
 #[test]
 fn overlay_agrees_with_the_kernels_with_metacopy() {
-    agrees(METACOPY, "", Ground::Tmpfs, 2);
+    agrees(METACOPY, "open=handle", Ground::Tmpfs, 2);
 }
 
 #[test]
 fn overlay_agrees_with_the_kernels_with_marks_of_users() {
-    agrees(USER, "redirect_dir=off", Ground::Tmpfs, 2);
+    agrees(USER, "redirect_dir=off,open=handle", Ground::Tmpfs, 2);
+}
+
+#[test]
+fn overlay_agrees_with_the_kernels_without_opening() {
+    agrees(INDEXED, "open=zero", Ground::Tmpfs, 2);
 }

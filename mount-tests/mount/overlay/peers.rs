@@ -190,7 +190,8 @@ fn without_room(engine: Engine) -> Vec<String> {
     rustix::fs::setxattr(layers.lower().join("attributes"), "user.large", &[b'x'; 3000], XattrFlags::empty())
         .expect("setxattr");
     write_lower(&layers, "data", &fill(0, 20 << 20));
-    let mount = layers.mount_by(engine, "");
+    // Opening copies up, as in the kernel.
+    let mount = layers.mount_by(engine, "open=handle");
     let mut answers = Vec::new();
     for name in ["attributes", "data"] {
         let path = mount.at(name);
@@ -286,7 +287,8 @@ fn names_are_bytes() {
     let layers = Layers::simple();
     let name = std::ffi::OsStr::from_bytes(b"\xff\xfe:,\\\n");
     fs::write(layers.lower().join(name), b"contents").expect("write");
-    let mount = layers.mount();
+    // Opening copies up.
+    let mount = layers.mount_with("open=handle");
     open(&mount.at(name), OFlags::RDWR, 0).expect("copying up");
     assert_eq!(fs::read(layers.upper().join(name)).expect("read"), b"contents");
     fs::remove_file(mount.at(name)).expect("unlink");

@@ -1,0 +1,155 @@
+//! Files that are used without the daemon being asked to open them (zero-message opens).
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+use crate::harness::{Need, Stats, fill, first_difference, ready, shell};
+use crate::overlay::{Layers, Overlay};
+use crate::posix::script::open;
+
+fn can_run() -> bool {
+    ready(&[Need::Root, Need::Fuse, Need::Splicefs])
+}
+
+/// An overlay over so many small files.
+fn overlay(files: u64, own: &str) -> (Overlay, Layers) {
+    let layers = Layers::simple();
+    for number in 0..files {
+        fs::write(layers.lower().join(number.to_string()), fill(number, 5000)).expect("write");
+    }
+    (layers.mount_with(own), layers)
+}
+
+fn read(mount: &Overlay, number: u64) {
+    let mut buffer = [0; 8192];
+    let file = File::open(mount.at(number.to_string())).expect("open");
+    assert_eq!(file.read_at(&mut buffer, 0).expect("read"), 5000);
+    assert_eq!(first_difference(&buffer[..5000], number), None);
+}
+
+fn asked(stats: &Stats) -> u64 {
+    let counted = ["lookup", "open", "read", "flush", "release", "getattr", "create", "write"];
+    counted.into_iter().map(|operation| stats.requests(operation)).sum()
+}
+
+#[test]
+fn what_was_read_is_read_again_without_a_message() {
+    if !can_run() {
+        return;
+    }
+    let (mount, _layers) = overlay(100, "open=zero");
+    let stats = || mount.stats().expect("stats");
+    (0..100).for_each(|number| read(&mount, number));
+    let before = stats();
+    assert_eq!(before.requests("open"), 1, "one is answered, and then none is asked for");
+    let asking = stats();
+    (0..100).for_each(|number| read(&mount, number));
+    // To look at the statistics takes a message or two itself.
+    let (own, all) = (asked(&asking) - asked(&before), asked(&stats()) - asked(&asking));
+    assert!(all <= own + 1, "{all} messages for 100 files: {}", stats().json());
+}
+
+#[test]
+fn each_open_is_asked_for_if_wanted() {
+    if !can_run() {
+        return;
+    }
+    let (mount, _layers) = overlay(10, "open=handle");
+    (0..10).for_each(|number| read(&mount, number));
+    assert_eq!(mount.stats().expect("stats").requests("open"), 10);
+}
+
+/// Creates, appends, truncates and removes while open; what is in the upper layer is what was written.
+#[test]
+fn what_is_written_is_in_the_upper_layer() {
+    if !can_run() {
+        return;
+    }
+    let (mount, layers) = overlay(3, "open=zero");
+    let at = |name: &str| mount.at(name);
+    (0..3).for_each(|number| read(&mount, number));
+    let mut made = File::create(at("made")).expect("create");
+    made.write_all(b"one ").expect("write");
+    drop(made);
+    open(&at("made"), OFlags::WRONLY | OFlags::APPEND, 0).expect("open").write_all(b"two").expect("append");
+    assert_eq!(fs::read(layers.upper().join("made")).expect("read"), b"one two");
+    // A lower file, open for reading and written by another.
+    let reader = File::open(at("0")).expect("open");
+    let writer = open(&at("0"), OFlags::RDWR | OFlags::SYNC, 0).expect("open for writing");
+    writer.write_all_at(b"written", 0).expect("write");
+    let mut seen = [0; 7];
+    reader.read_exact_at(&mut seen, 0).expect("read");
+    assert_eq!(&seen, b"written");
+    // Truncated by open(2).
+    drop(open(&at("1"), OFlags::WRONLY | OFlags::TRUNC, 0).expect("open with O_TRUNC"));
+    assert_eq!(fs::metadata(layers.upper().join("1")).expect("stat").len(), 0);
+    // Removed while it is open.
+    let file = open(&at("2"), OFlags::RDWR, 0).expect("open");
+    fs::remove_file(at("2")).expect("unlink");
+    file.write_all_at(b"gone", 0).expect("write");
+    let mut seen = [0; 4];
+    file.read_exact_at(&mut seen, 0).expect("read");
+    assert_eq!((&seen, file.metadata().expect("fstat").nlink()), (b"gone", 0));
+}
+
+/// `: > stamp` is how builds mark that something was done.
+#[test]
+fn truncating_an_empty_file_by_open_sets_its_time() {
+    if !can_run() {
+        return;
+    }
+    let (mount, _layers) = overlay(0, "open=zero");
+    let stamp = mount.at("stamp");
+    File::create(&stamp).expect("create");
+    let time = || fs::metadata(&stamp).map(|meta| (meta.mtime(), meta.mtime_nsec())).expect("stat");
+    let before = time();
+    shell("sleep 0.02; : > \"$1\"", &stamp);
+    assert_ne!(time(), before);
+}
+
+#[test]
+fn few_descriptors_are_enough_for_many_open_files() {
+    if !can_run() {
+        return;
+    }
+    let layers = Layers::simple().descriptor_limit(256);
+    let number =
+        |path: &Path| path.file_name().and_then(|name| name.to_str()?.parse().ok()).expect("a number");
+    for number in 0..2000_u64 {
+        fs::write(layers.lower().join(number.to_string()), fill(number, 5000)).expect("write");
+    }
+    let mount = layers.mount_with("open=zero");
+    let mut files = Vec::new();
+    for entry in fs::read_dir(mount.point()).expect("readdir") {
+        let path = entry.expect("readdir").path();
+        let file = open(&path, OFlags::RDWR, 0).expect("open");
+        file.write_all_at(b"x", 5000).expect("write");
+        files.push((number(&path), file));
+    }
+    assert_eq!(files.len(), 2000);
+    for (number, file) in &mut files {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).expect("read");
+        assert_eq!((first_difference(&bytes[..5000], *number), &bytes[5000..]), (None, &b"x"[..]));
+    }
+}
+
+/// Files of procfs have to be opened; so where something is mounted inside a layer, all are.
+#[test]
+fn a_mount_inside_a_layer_has_every_file_opened() {
+    if !can_run() {
+        return;
+    }
+    let layers = Layers::simple();
+    shell("mkdir \"$1/inside\" && mount -t tmpfs tmpfs \"$1/inside\"", layers.lower());
+    let mount = layers.mount_with("");
+    let state = mount.stats().expect("stats").json()["unopened"]["serving"].clone();
+    mount.unmount();
+    shell("umount \"$1/inside\"", layers.lower());
+    layers.unseal();
+    assert_eq!(state, false);
+}

@@ -1,0 +1,160 @@
+//! Files that the kernel reads and writes without having opened them (zero-message opens): after one OPEN was answered
+//! `ENOSYS` it asks to open nothing more (`fc->no_open` in fs/fuse/file.c), and names the node alone.
+//!
+//! What was used last stays open here, by node and by what it is used for; it goes when the kernel forgets the node.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+use splicefs_core::{Backend, Caller, Errno, HandleId, NodeId, OpenFlags, Opened, Result};
+
+use super::{Handle, OpenFile, VNode, Vfs, Way};
+
+/// The part of the descriptor limit that these files may hold; as many are the backends'.
+const SHARE: u64 = 4;
+const AT_LEAST: u64 = 16;
+const AT_MOST: u64 = 1024;
+
+/// The number that requests carry in place of a handle. No open file has it ([`splicefs_core::HandleTable`]).
+pub(super) const NO_HANDLE: HandleId = HandleId(0);
+
+/// The file that a request means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileRef {
+    /// Its node.
+    pub node: NodeId,
+    /// The open file, if it has been opened.
+    pub handle: HandleId,
+    /// What the caller has opened it with; nothing where the request does not tell.
+    pub flags: OpenFlags,
+}
+
+impl FileRef {
+    /// Whether it was not opened.
+    pub(super) fn is_unopened(&self) -> bool {
+        self.handle == NO_HANDLE
+    }
+}
+
+/// What a file is used for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) enum Use {
+    /// Contents or attributes are read.
+    Read,
+    /// Contents are changed, and perhaps read.
+    Write,
+}
+
+impl Use {
+    fn flags(self) -> OpenFlags {
+        OpenFlags(match self {
+            Self::Read => libc::O_RDONLY,
+            Self::Write => libc::O_RDWR,
+        })
+    }
+}
+
+/// What an open file can serve: a use, past the page cache (`O_DIRECT`) or not.
+type Kind = (Use, bool);
+
+const KINDS: [Kind; 4] = [(Use::Read, false), (Use::Write, false), (Use::Read, true), (Use::Write, true)];
+
+type Files<B> = LruCache<(NodeId, Kind), Arc<OpenFile<B>>>;
+
+/// The files used last. One that falls out while it is in use lives until its user is done.
+///
+/// Lock order: a leaf, held over no system call: what falls out is closed after the lock.
+pub(super) struct Unopened<B: Backend>(Mutex<Files<B>>);
+
+impl<B: Backend> Unopened<B> {
+    /// A cache for the descriptor limit (`RLIMIT_NOFILE`) in force.
+    pub(super) fn new() -> Self {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        let bound = (limit / SHARE).clamp(AT_LEAST, AT_MOST);
+        let bound = usize::try_from(bound).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN);
+        Self(Mutex::new(LruCache::new(bound)))
+    }
+
+    /// The kernel has forgotten the node.
+    pub(super) fn forget(&self, id: NodeId) {
+        let _closed_after_the_lock = {
+            let mut files = self.0.lock();
+            if files.is_empty() { Default::default() } else { KINDS.map(|kind| files.pop(&(id, kind))) }
+        };
+    }
+
+    /// Closes half of what is open.
+    fn shed(&self) {
+        let _closed_after_the_lock: Vec<_> = {
+            let mut files = self.0.lock();
+            let half = files.len().div_ceil(2);
+            std::iter::from_fn(|| files.pop_lru()).take(half).collect()
+        };
+    }
+}
+
+impl<B: Backend> Vfs<B> {
+    /// The open file that a request means: the one that it names, or one of the node if it names none.
+    pub(super) fn opened(&self, file: FileRef, what: Use) -> Result<Arc<OpenFile<B>>> {
+        if !file.is_unopened() {
+            return self.files.get(file.handle);
+        }
+        if !self.caching.unopened {
+            return Err(Errno::EBADF.into());
+        }
+        let key = (file.node, (what, file.flags.has(libc::O_DIRECT)));
+        if let Some(open) = self.unopened.0.lock().get(&key) {
+            return Ok(open.clone());
+        }
+        let open = Arc::new(self.open_unasked(key.0, key.1)?);
+        let _closed_after_the_lock = self.unopened.0.lock().push(key, open.clone());
+        Ok(open)
+    }
+
+    /// A file that was created and so is open. The kernel is given no handle for it: it would not tell when it is closed
+    /// (`fuse_file_put` in fs/fuse/file.c).
+    pub(super) fn keep_unopened(
+        &self,
+        vnode: Arc<VNode<B>>,
+        opened: Opened<B::File>,
+        flags: OpenFlags,
+    ) -> Handle {
+        let writes = flags.writes();
+        let what = if writes { Use::Write } else { Use::Read };
+        let key = (self.backend.id(&vnode.node), (what, flags.has(libc::O_DIRECT)));
+        let open = OpenFile { vnode, file: opened.file, made_for_caller: false, way: Way::Direct, writes };
+        let _closed_after_the_lock = self.unopened.0.lock().push(key, Arc::new(open));
+        Handle { id: NO_HANDLE, way: Way::Cached, stream: false, read_only: !writes }
+    }
+
+    /// The open file of a request that may name one.
+    pub(super) fn opened_if_any(&self, handle: Option<HandleId>) -> Result<Option<Arc<OpenFile<B>>>> {
+        handle.filter(|handle| *handle != NO_HANDLE).map(|handle| self.files.get(handle)).transpose()
+    }
+
+    fn open_unasked(&self, id: NodeId, (what, direct): Kind) -> Result<OpenFile<B>> {
+        let vnode = self.node(id)?;
+        // The caller was checked when it opened the file, which was the kernel's to do.
+        let open = |flags: OpenFlags| self.backend.open(&Caller::DAEMON, &vnode.node, flags);
+        let wanted = OpenFlags(what.flags().0 | if direct { libc::O_DIRECT } else { 0 });
+        let mut opened = open(wanted);
+        if opened.as_ref().is_err_and(|e| matches!(e.errno(), Errno::EMFILE | Errno::ENFILE)) {
+            self.unopened.shed();
+            opened = open(wanted);
+        }
+        let opened = match opened {
+            // A file system without O_DIRECT would have refused the open, which nobody asked it for.
+            Err(e) if direct && e.errno() == Errno::EINVAL => open(what.flags()),
+            // Some files may be written and not read.
+            Err(e) if what == Use::Write && e.errno() == Errno::EACCES => open(OpenFlags(libc::O_WRONLY)),
+            opened => opened,
+        };
+        let Opened { file, changed, .. } = opened?;
+        if changed {
+            self.attributes_changed(id);
+        }
+        Ok(OpenFile { vnode, file, made_for_caller: false, way: Way::Direct, writes: what == Use::Write })
+    }
+}
