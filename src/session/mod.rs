@@ -18,7 +18,7 @@ use crate::transport::{Port, Stock, Worker};
 use crate::vfs::{Access, Caching, SpliceState, Stats, Vfs};
 use negotiate::{Handshake, MAX_WRITE};
 
-/// Reads of fewer bytes are copied, since that is the faster of the two (`mount-tests/bench`, splice_min).
+/// Reads of fewer bytes are copied, since that is the faster of the two (`cargo bench --bench field`, read-sizes).
 pub const DEFAULT_SPLICE_MIN: usize = 32 * 1024;
 
 /// Whether reads are spliced.
