@@ -24,7 +24,8 @@ const SETTLING: Duration = Duration::from_secs(2);
 
 /// Measures everything that is asked for.
 pub(crate) fn run(args: &Args, splicefs: &Path) -> Result<Results> {
-    let (systems, workloads) = (args.systems()?, args.workloads()?);
+    let (systems, mut workloads) = (args.systems()?, args.workloads()?);
+    workloads.retain(|workload| systems.iter().any(|system| workload.is_for(system.kind)));
     let base = args.base(&systems)?;
     check(args, &systems)?;
     // Dropped last: it ends what is left when everything is unmounted.

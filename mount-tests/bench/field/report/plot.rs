@@ -84,7 +84,7 @@ pub(crate) fn svg(results: &Results) -> String {
         groups.iter().flat_map(|(_, bars)| bars.iter().map(|bar| bar.system)).collect();
     shown.sort_unstable();
     shown.dedup();
-    let top = LINE * (shown.len() as f64 + 4.0);
+    let top = LINE * (shown.len() as f64 + 4.4);
     let heights = groups.iter().map(|(_, bars)| BAR * bars.len() as f64 + GAP);
     let bottom = top + heights.sum::<f64>();
     let mut body = head(results, &shown);
@@ -109,7 +109,7 @@ fn head(results: &Results, shown: &[usize]) -> String {
     let note = "logarithmic; right of the line is faster, left of it slower; thin: smallest to largest";
     body += &text(8.0, 2.0 * LINE, "small", "start", note);
     for (row, &system) in shown.iter().enumerate() {
-        let y = LINE * (row as f64 + 2.8);
+        let y = LINE * (row as f64 + 3.2);
         body += &rect(8.0, y - 10.0, 14.0, BAR, system);
         body += &text(28.0, y, "", "start", &results.systems[system]);
     }
