@@ -123,17 +123,33 @@ suite() {
     fi
 }
 
-cargo_tests() {
-    local host
+# Lets cargo run what it has built as root.
+run_as_root_by_cargo() {
+    local host runner
     host=$(rustc -vV | sed -n 's/^host: //p')
-    if ((EUID != 0)); then
-        local runner=CARGO_TARGET_${host//-/_}_RUNNER
-        export "${runner^^}"='sudo --preserve-env=PATH,SPLICEFS_TESTS_REQUIRE,SPLICEFS_TESTS_DIR,SPLICEFS_TESTS_LONG,SPLICEFS_TESTS_SEED --'
-    fi
+    runner=CARGO_TARGET_${host//-/_}_RUNNER
+    ((EUID == 0)) || export "${runner^^}"='sudo --preserve-env=PATH,SPLICEFS_TESTS_REQUIRE,SPLICEFS_TESTS_DIR,SPLICEFS_TESTS_LONG,SPLICEFS_TESTS_SEED --'
+}
+
+cargo_tests() {
+    run_as_root_by_cargo
     # Random sequences are the same each time, so that a failure is of the change that is tested; other ones come with --long.
     ((long)) || export SPLICEFS_TESTS_SEED=${SPLICEFS_TESTS_SEED:-1}
     SPLICEFS_TESTS_REQUIRE=1 SPLICEFS_TESTS_DIR=$base/tests SPLICEFS_TESTS_LONG=$long \
         cargo test --workspace --no-fail-fast
+}
+
+# Every workload of the benchmark on every system, once, as root and as a user; nothing may be left of it.
+benchmark_suite() {
+    local user left
+    run_as_root_by_cargo
+    as_root mkdir -p -- "$base/bench"
+    for user in '' 'nobody'; do
+        cargo bench --profile dev --bench field -- --dir "$base/bench" --small --reps 1 \
+            --workloads '*,memory-many,read-sizes' ${user:+--user "$user"}
+        left=$(mounted_below "$base/bench"; as_root ls -A -- "$base/bench")
+        [[ -z $left ]] || { echo "left behind: $left" && return 1; }
+    done
 }
 
 install_tool() {
@@ -266,6 +282,7 @@ splicefs=${CARGO_TARGET_DIR:-$repository/target}/debug/splicefs
 [[ -x $splicefs ]] || fail "there is no program at $splicefs"
 
 suite 'unit, conformance, plan oracle and mount tests' cargo_tests
+suite 'the benchmark, in small' benchmark_suite
 say "pjdfstest $PJDFSTEST and fsx $FSX"
 install_tool pjdfstest "$PJDFSTEST"
 install_tool fsx "$FSX"

@@ -21,7 +21,7 @@ use crate::vfs::{Access, Caching, Facility, Stats, Vfs};
 pub use facilities::{Choice, Opens};
 use negotiate::{Handshake, MAX_WRITE};
 
-/// Reads of fewer bytes are copied, since that is the faster of the two (`mount-tests/bench`, splice_min).
+/// Reads of fewer bytes are copied, since that is the faster of the two (`cargo bench --bench field`, read-sizes).
 pub const DEFAULT_SPLICE_MIN: usize = 32 * 1024;
 
 /// How a mount is served.
