@@ -295,7 +295,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let temp = upper.temp()?;
         let fresh = upper.layer.make(&Caller::DAEMON, &upper.work, &temp, Make::Directory(0o700))?.node;
         let ready = || {
-            self.copy_attributes(upper, &upper.layer, &there.node, &fresh, None, &there.attr)?;
+            let (from, to) = ((&upper.layer, &there.node), (&upper.layer, &fresh, None));
+            self.config.copy_attributes(from, to, &there.attr)?;
             self.marks.set_opaque(&upper.layer, &fresh)?;
             upper.rename((&upper.work, &temp), (dir, name), libc::RENAME_EXCHANGE)
         };

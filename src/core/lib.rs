@@ -6,10 +6,12 @@
 
 mod attr;
 mod backend;
+pub mod device;
 mod error;
 mod id;
 mod layer;
 mod name;
+pub mod ownership;
 mod plan;
 pub mod sys;
 mod table;

@@ -145,7 +145,7 @@ fn each_mistake_has_its_line() {
         ("lowerdir=a,verity=require", "expected `off`: digests"),
         ("lowerdir=a,noacl", "is not to be had"),
         ("lowerdir=a,context=x", "unknown option `context`"),
-        ("lowerdir=a,xattr_permissions=2", "`xattr_permissions` is not supported yet"),
+        ("lowerdir=a,xattr_permissions=3", "expected `1` or `2`"),
         ("lowerdir=a,size=1g", "option `size` is for tmpfs, and means nothing to overlay"),
         ("lowerdir=a,backend=tmpfs", "contradict each other"),
     ];

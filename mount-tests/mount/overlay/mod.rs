@@ -12,6 +12,7 @@ mod layers;
 mod many;
 mod mounted;
 mod peers;
+mod recorded;
 mod scenarios;
 mod seal;
 mod user;

@@ -145,7 +145,6 @@ fn what_contradicts_or_lacks_something_is_refused() {
         ("lowerdir=/l,upper=tmpfs,workdir=/w", "leave `upperdir` and `workdir` out"),
         ("lowerdir=/l,metacopy=on,redirect_dir=off", "needs `redirect_dir=on`"),
         ("lowerdir=/l,upperdir=/u,workdir=/w,metacopy=on,redirect_dir=nofollow", "needs `redirect_dir=on`"),
-        ("lowerdir=/l,upper=tmpfs,xattr_permissions=2", "option `xattr_permissions` is not supported yet"),
         ("lowerdir=/l,size=1g", "option `size` is for tmpfs, and means nothing to overlay"),
         ("lowerdir=/l,backend=tmpfs", "contradict each other"),
     ];

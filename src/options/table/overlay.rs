@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 
+use splicefs_overlay::Records;
+
 use super::super::{ids, lowers, values};
 use super::{Group, Spec, Takes, flag, ignored, refused, set, value};
-use crate::options::overlay::XattrPermissions;
 
 const fn overlay(spec: Spec) -> Spec {
     Spec { group: Group::Overlay, ..spec }
@@ -147,8 +148,8 @@ pub(super) const SPECS: &[Spec] = &[
     overlay(value(
         "xattr_permissions",
         "1|2",
-        |o, v| set(&mut o.overlay.permissions, permissions(v).map(Some)),
-        "keep owners and modes in an extended attribute (not supported yet)",
+        |o, v| set(&mut o.overlay.records, records(v).map(Some)),
+        "keep owners and modes in an extended attribute that root may set (1) or you may (2), so that files can be anybody's without privileges; there are no ACLs then",
     )),
     overlay(value(
         "nfs_export",
@@ -171,10 +172,10 @@ pub(super) const SPECS: &[Spec] = &[
     ignored("uuid"),
 ];
 
-fn permissions(value: &OsStr) -> Result<XattrPermissions, String> {
+fn records(value: &OsStr) -> Result<Records, String> {
     match values::utf8(value) {
-        "1" => Ok(XattrPermissions::Security),
-        "2" => Ok(XattrPermissions::User),
+        "1" => Ok(Records::Root),
+        "2" => Ok(Records::User),
         _ => Err("`1` or `2`".to_owned()),
     }
 }
