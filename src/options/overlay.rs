@@ -34,6 +34,8 @@ pub struct OverlayOptions {
     pub xino: Xino,
     /// `userxattr`.
     pub userxattr: bool,
+    /// `noacl`.
+    pub noacl: bool,
     /// `volatile`, `fsync=0`.
     pub volatile: bool,
     /// `static_nlink`.
@@ -58,6 +60,7 @@ impl Default for OverlayOptions {
             index,
             xino,
             userxattr: false,
+            noacl: false,
             volatile,
             static_nlink,
             owners: Owners::default(),
@@ -185,8 +188,8 @@ impl OverlayOptions {
             volatile: self.volatile,
             static_nlink: self.static_nlink,
             owners: self.owners.clone(),
-            // They would be about other owners than those that are shown.
-            acls: self.records.is_none(),
+            // With records they would be about other owners than those that are shown.
+            acls: self.records.is_none() && !self.noacl,
         })
     }
 }

@@ -49,6 +49,8 @@ pub struct SessionConfig {
     pub owner: u32,
     /// Others than that user and root get `EACCES`.
     pub allow_root: bool,
+    /// Files have POSIX ACLs. Without, the mount must ask for `default_permissions`.
+    pub acls: bool,
 }
 
 /// As many as processors. The standard library would look into /proc and /sys for limits of control groups, and those
@@ -126,7 +128,7 @@ pub fn prepare(config: &SessionConfig) -> io::Result<Prepared> {
         counters,
         entry_timeout: config.entry_timeout,
         attr_timeout: config.attr_timeout,
-        access: Access { owner: config.owner, owner_and_root_only: config.allow_root },
+        access: Access { owner: config.owner, owner_and_root_only: config.allow_root, acls: config.acls },
         threads,
     })
 }
@@ -160,7 +162,7 @@ impl Prepared {
     pub fn serve<B: Backend>(self, backend: B, device: OwnedFd) -> io::Result<Running> {
         let port = Arc::new(Port::new(device.try_clone()?));
         let caching = Caching::new(B::OWNERSHIP, self.entry_timeout, self.attr_timeout);
-        let handshake = Handshake::new(device, caching)?;
+        let handshake = Handshake::new(device, caching, self.access.acls)?;
         let stats = Stats::new(self.splice, self.counters);
         let vfs = Arc::new(Vfs::new(backend, caching, self.access, stats, port.clone())?);
         let mut workers = Vec::with_capacity(self.threads.len());

@@ -11,6 +11,7 @@ mod killed;
 mod layers;
 mod many;
 mod mounted;
+mod noacl;
 mod peers;
 mod recorded;
 mod scenarios;

@@ -87,6 +87,11 @@ pub(super) const SPECS: &[Spec] = &[
         "keep the overlay's own attributes as user.overlay. and not trusted.overlay. (default unless you are root outside of a user namespace)",
     )),
     overlay(flag(
+        "noacl",
+        |o| o.overlay.noacl = true,
+        "have no POSIX ACLs: those in the layers do not count, modes alone do",
+    )),
+    overlay(flag(
         "volatile",
         |o| o.overlay.volatile = true,
         "make nothing durable: faster, and the upper layer is lost when the machine stops",
@@ -163,10 +168,6 @@ pub(super) const SPECS: &[Spec] = &[
         |_, v| values::only_off(v, "digests of data-only layers are not checked"),
         "accepted for the kernel's sake",
     )),
-    refused(
-        "noacl",
-        "the kernel applies the ACLs that files of the layers have, and a mount without any would show wrong permissions",
-    ),
     refused("nooverride_creds", "layers are read and written as the daemon, whoever asks"),
     ignored("override_creds"),
     ignored("uuid"),
