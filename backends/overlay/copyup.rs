@@ -57,18 +57,12 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     /// The counterpart of `node` in the upper layer, made if there is none.
     ///
     /// # Errors
-    /// `EROFS` without an upper layer, `EPERM` for what its file system protects, and whatever keeps the copy from being
+    /// `EROFS` without an upper layer, and whatever keeps the copy from being
     /// complete. Nothing has changed then.
     pub(crate) fn copy_up(&self, node: &Arc<Node<L, U>>, need: Need) -> Result<Arc<U::Node>> {
         let upper = self.changes()?;
         if let Some(counterpart) = self.copied(node, need) {
             return Ok(counterpart);
-        }
-        if node.upper().is_none() {
-            let lower = Self::topmost(node)?;
-            if self.lowers[lower.layer].layer.is_protected(&lower.node)? {
-                return Err(Errno::EPERM.into());
-            }
         }
         for above in Self::lower_ancestors(node).into_iter().rev() {
             self.copy_up_one(upper, &above, Need::Attributes)?;
@@ -183,6 +177,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         }
         let to = (&upper.layer, &prepared.node, prepared.file.as_ref());
         self.config.copy_attributes((layer, &lower.node), to, attr)?;
+        self.copy_flags(upper, node, attr, (&prepared.node, prepared.file.as_ref()))?;
         prepared.indexed = self.indexed(lower, attr).is_some();
         // One of several names that becomes a file of its own is no copy of the others' file (c->origin in copy_up.c).
         if prepared.indexed || node.kind == FileKind::Directory || attr.nlink == 1 {

@@ -3,7 +3,7 @@
 //! - what the layers have under a name: `resolve`, with the marks they leave on disk (`marks`, `origin`)
 //! - nodes and their inode numbers: `node`, `inode`
 //! - bringing things up: `copyup`, `data`, and `work`, the directory where changes are prepared
-//! - what a copy takes over besides the data: `attributes`; layers with owners in an attribute: `recorded`
+//! - what a copy takes over besides the data: `attributes`, `protect`; layers with owners in an attribute: `recorded`
 //! - changes: `create`, `remove`, `rename`, `xattr`; directories: `listing` and `stream`; open files: `file`
 //!
 //! No data passes through here: an open file is a file of one of the layers, and the plan of a read is that layer's. A
@@ -23,6 +23,7 @@ mod marks;
 mod node;
 mod origin;
 mod owners;
+mod protect;
 mod recorded;
 mod remove;
 mod rename;

@@ -43,6 +43,14 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         match &there {
             Some(_) if flags.0 & libc::RENAME_NOREPLACE != 0 => return Err(Errno::EEXIST.into()),
             Some(there) if Arc::ptr_eq(there, &moved) => return Ok(()),
+            _ => {}
+        }
+        self.check_removing(from.0, &moved)?;
+        match &there {
+            Some(there) => self.check_removing(to.0, there)?,
+            None => self.check_adding(to.0)?,
+        }
+        match &there {
             Some(there) if !exchange && there.is_dir() && !moved.is_dir() => return Err(Errno::EISDIR.into()),
             Some(there) if !exchange && !there.is_dir() && moved.is_dir() => {
                 return Err(Errno::ENOTDIR.into());

@@ -100,12 +100,14 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     ) -> Result<()> {
         self.check(name)?;
         let name = stored(self.config.namespace, name)?;
+        self.check_unprotected(node)?;
         let counterpart = self.copy_up(node, Need::Attributes)?;
         self.changes()?.layer.setxattr(caller, &counterpart, &name, value, flags)
     }
 
     pub(crate) fn remove_xattr(&self, node: &Arc<Node<L, U>>, name: &CStr) -> Result<()> {
         self.check(name)?;
+        self.check_unprotected(node)?;
         if node.upper().is_none() {
             // What is not there is not worth a copy.
             self.get_xattr(node, name, 64 * 1024)?;

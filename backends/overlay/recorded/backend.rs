@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use splicefs_core::{
     Attr, Backend, Caller, Cookie, CreateFlags, DirEntry, DirSink, Entry, Errno, FileHandle, FileKind, Ioctl,
-    Layer, Make, Name, NodeId, OpenFlags, Opened, Ownership, ReadPlan, RenameFlags, Result, SeekTo, SetAttr,
-    Span, StatFs, WriteMode, XattrFlags,
+    Layer, Make, Name, NodeId, OpenFlags, Opened, Ownership, Protection, ReadPlan, RenameFlags, Result,
+    SeekTo, SetAttr, Span, StatFs, WriteMode, XattrFlags,
 };
 
 use super::names::{Meant, Store};
@@ -389,8 +389,8 @@ impl<B: Layer> Layer for Recorded<B> {
         self.inner.inode_of(handle)
     }
 
-    fn is_protected(&self, node: &Arc<B::Node>) -> Result<bool> {
-        self.inner.is_protected(node)
+    fn protection(&self, node: &Arc<B::Node>) -> Result<Protection> {
+        self.inner.protection(node)
     }
 
     fn descriptor<'f>(&self, file: &'f Self::File) -> Option<BorrowedFd<'f>> {

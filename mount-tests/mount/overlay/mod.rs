@@ -7,6 +7,7 @@ mod build;
 mod coherence;
 mod depth;
 mod differential;
+mod flags;
 mod killed;
 mod layers;
 mod many;
