@@ -23,7 +23,7 @@ use crate::differential::runner::operations;
 use crate::harness::{Need, ready};
 use differential::Comparison;
 use layers::Ground;
-use mounted::Engine;
+use mounted::{Engine, IN_MEMORY};
 
 /// Directories are renamed, hard links broken by copy-up.
 const PLAIN: &str = "redirect_dir=on,index=off,metacopy=off";
@@ -90,6 +90,16 @@ fn overlay_agrees_with_the_kernels_with_an_index() {
 #[test]
 fn overlay_agrees_with_the_kernels_with_metacopy() {
     agrees(METACOPY, "", Ground::Tmpfs, 2);
+}
+
+#[test]
+fn overlay_in_memory_agrees_with_the_kernels() {
+    agrees(PLAIN, IN_MEMORY, Ground::Tmpfs, 2);
+}
+
+#[test]
+fn overlay_in_memory_agrees_with_the_kernels_with_an_index() {
+    agrees(INDEXED, IN_MEMORY, Ground::Tmpfs, 4);
 }
 
 #[test]
