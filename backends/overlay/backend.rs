@@ -152,6 +152,7 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
         data: &[u8],
         mode: WriteMode,
     ) -> Result<usize> {
+        self.check_writing(&file.node, mode)?;
         self.on_upper(file, |layer, real| layer.write(caller, real, offset, data, mode))
     }
 
@@ -164,6 +165,7 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
     }
 
     fn fallocate(&self, caller: &Caller, file: &Self::File, mode: u32, offset: u64, len: u64) -> Result<()> {
+        self.check_allocating(&file.node, mode)?;
         self.on_upper(file, |layer, real| layer.fallocate(caller, real, mode, offset, len))
     }
 
@@ -193,7 +195,7 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
         if splicefs_core::sys::ioctl::changes_attributes(request.command) {
             self.copy_up(&dir.node, copyup::Need::Attributes)?;
         }
-        match (&self.upper, dir.node.upper()) {
+        self.ioctl_flags(&dir.node, request, |request| match (&self.upper, dir.node.upper()) {
             (Some(upper), Some(counterpart)) => {
                 upper.layer.ioctl_dir(&upper.layer.opendir(counterpart)?, request)
             }
@@ -202,7 +204,7 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
                 let layer = &self.lowers[lower.layer].layer;
                 layer.ioctl_dir(&layer.opendir(&lower.node)?, request)
             }
-        }
+        })
     }
 
     fn opendir(&self, node: &Arc<Self::Node>) -> Result<Self::Dir> {

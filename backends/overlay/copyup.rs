@@ -10,18 +10,17 @@ use std::sync::atomic::Ordering;
 
 use splicefs_core::{
     Attr, Caller, CreateFlags, Errno, Error, FileKind, Layer, Make, Name, OpenFlags, Result, SetAttr,
-    SetTime, XattrFlags,
+    XattrFlags,
 };
 
 use crate::Overlay;
+use crate::attributes::{XATTR_MAX, times};
 use crate::data::{self, Open};
 use crate::index;
 use crate::marks::Mark;
 use crate::node::{Key, LowerNode, Node, Place};
 use crate::work::Changes;
 
-/// The longest list of attributes, and the longest value of one (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
-const XATTR_MAX: usize = 64 * 1024;
 /// Who loses the race for a directory that is being renamed this often is told so.
 const ATTEMPTS: usize = 64;
 /// An attribute that chown(2) and writing clear.
@@ -58,18 +57,12 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     /// The counterpart of `node` in the upper layer, made if there is none.
     ///
     /// # Errors
-    /// `EROFS` without an upper layer, `EPERM` for what its file system protects, and whatever keeps the copy from being
+    /// `EROFS` without an upper layer, and whatever keeps the copy from being
     /// complete. Nothing has changed then.
     pub(crate) fn copy_up(&self, node: &Arc<Node<L, U>>, need: Need) -> Result<Arc<U::Node>> {
         let upper = self.changes()?;
         if let Some(counterpart) = self.copied(node, need) {
             return Ok(counterpart);
-        }
-        if node.upper().is_none() {
-            let lower = Self::topmost(node)?;
-            if self.lowers[lower.layer].layer.is_protected(&lower.node)? {
-                return Err(Errno::EPERM.into());
-            }
         }
         for above in Self::lower_ancestors(node).into_iter().rev() {
             self.copy_up_one(upper, &above, Need::Attributes)?;
@@ -182,7 +175,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             let size = SetAttr { size: Some(len), ..SetAttr::default() };
             upper.layer.setattr(&Caller::DAEMON, &prepared.node, Some(file), &size)?;
         }
-        self.copy_attributes(upper, layer, &lower.node, &prepared.node, prepared.file.as_ref(), attr)?;
+        let to = (&upper.layer, &prepared.node, prepared.file.as_ref());
+        self.config.copy_attributes((layer, &lower.node), to, attr)?;
+        self.copy_flags(upper, node, attr, (&prepared.node, prepared.file.as_ref()))?;
         prepared.indexed = self.indexed(lower, attr).is_some();
         // One of several names that becomes a file of its own is no copy of the others' file (c->origin in copy_up.c).
         if prepared.indexed || node.kind == FileKind::Directory || attr.nlink == 1 {
@@ -218,61 +213,6 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let opened = layer.open(&Caller::DAEMON, source, OpenFlags(libc::O_RDONLY))?;
         let from = Open { layer, file: &opened.file };
         data::copy(&from, &Open { layer: &upper.layer, file }, len, size)
-    }
-
-    /// Owner, then what a change of owner would clear, times last.
-    pub(crate) fn copy_attributes<B: Layer>(
-        &self,
-        upper: &Changes<U>,
-        layer: &B,
-        from: &Arc<B::Node>,
-        to: &Arc<U::Node>,
-        file: Option<&U::File>,
-        attr: &Attr,
-    ) -> Result<()> {
-        let set = |change: SetAttr| upper.layer.setattr(&Caller::DAEMON, to, file, &change);
-        let own = upper.layer.getattr(to, file)?;
-        if (own.uid, own.gid) != (attr.uid, attr.gid) {
-            set(SetAttr { uid: Some(attr.uid), gid: Some(attr.gid), ..SetAttr::default() })?;
-        }
-        if attr.kind() != FileKind::Symlink {
-            set(SetAttr { mode: Some(attr.mode & 0o7777), ..SetAttr::default() })?;
-        }
-        self.copy_xattrs(upper, layer, from, to)?;
-        set(times(attr)).map(drop)
-    }
-
-    fn copy_xattrs<B: Layer>(
-        &self,
-        upper: &Changes<U>,
-        layer: &B,
-        from: &Arc<B::Node>,
-        to: &Arc<U::Node>,
-    ) -> Result<()> {
-        let names = match layer.listxattr(from, XATTR_MAX) {
-            Err(e) if e.errno() == Errno::EOPNOTSUPP => return Ok(()),
-            other => other?,
-        };
-        for name in names.split_inclusive(|&byte| byte == 0) {
-            let Ok(name) = std::ffi::CStr::from_bytes_with_nul(name) else { continue };
-            if self.is_own_mark(name) {
-                continue;
-            }
-            let value = match layer.getxattr(from, name, XATTR_MAX) {
-                Err(e) if e.errno() == Errno::ENODATA => continue,
-                other => other?,
-            };
-            let flags = XattrFlags { flags: 0, kill_sgid: false };
-            match upper.layer.setxattr(&Caller::DAEMON, to, name, &value, flags) {
-                // What the upper file system has no place for is left out unless access depends on it
-                // (ovl_must_copy_xattr).
-                Err(e) if e.errno() == Errno::EOPNOTSUPP && !decides_access(name) => {
-                    log::debug!("{name:?} is not copied up: {e}");
-                }
-                other => other?,
-            }
-        }
-        Ok(())
     }
 
     /// Says in the copy which lower file it is of; what it says, if that could be said.
@@ -432,19 +372,4 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         node.metacopy.store(false, Ordering::Release);
         Ok(())
     }
-}
-
-/// The change that gives a node the times in `attr`.
-pub(crate) fn times(attr: &Attr) -> SetAttr {
-    SetAttr {
-        atime: Some(SetTime::At(attr.atime)),
-        mtime: Some(SetTime::At(attr.mtime)),
-        ..SetAttr::default()
-    }
-}
-
-/// Whether a copy without this attribute could be used by those who may not use the original, or the reverse.
-fn decides_access(name: &std::ffi::CStr) -> bool {
-    let name = name.to_bytes();
-    name.starts_with(b"security.") || name.starts_with(b"system.posix_acl_")
 }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use smallvec::SmallVec;
 use splicefs_core::{
-    Caller, CreateFlags, Entry, Errno, FileKind, Layer, Make, Name, Opened, Result, SetAttr, XattrFlags,
+    Caller, CreateFlags, Entry, Errno, FileKind, Layer, Make, Name, Opened, Protection, Result, SetAttr,
+    XattrFlags,
 };
 
 use crate::Overlay;
@@ -87,6 +88,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         flags: CreateFlags,
     ) -> Result<Created<L, U>> {
         let upper = self.changes()?;
+        self.check_adding(parent)?;
         let dir = self.upper_dir(parent)?;
         let (entry, opened) = upper.layer.tmpfile(&self.config.owners.creator(caller)?, &dir, mode, flags)?;
         let entry = self.born_at(Place::Nowhere, entry)?;
@@ -101,6 +103,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         name: &Name,
     ) -> Result<Entry<Node<L, U>>> {
         let upper = self.changes()?;
+        self.check_adding(parent)?;
+        self.check_unprotected(node)?;
         let counterpart = self.copy_up(node, Need::Attributes)?;
         if node.metacopy.load(Ordering::Acquire) {
             // By its new name the data would not be found (`ovl_set_link_redirect`).
@@ -132,6 +136,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     ) -> Result<(T, bool)> {
         check_name(name)?;
         let upper = self.changes()?;
+        self.check_adding(parent)?;
         let dir = self.upper_dir(parent)?;
         let Some(state) = &parent.dir else { return Err(Errno::ENOTDIR.into()) };
         let _entries = state.entries.write();
@@ -220,6 +225,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         if let Some(state) = &node.dir {
             state.impure.get_or_init(|| AtomicBool::new(false));
         }
+        *node.protection.lock() = Some(Protection::default());
         let attr = self.shown(&node, entry.attr)?;
         Ok(Entry { node, attr })
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 use splicefs_core::{
     Attr, Caller, Errno, Error, Ioctl, Layer, OpenFlags, Opened, ReadPlan, Result, SeekTo, SetAttr, SetTime,
-    Span, sys,
+    Span, WriteMode, sys,
 };
 
 use crate::Overlay;
@@ -23,7 +23,7 @@ enum Real<L: Layer, U: Layer> {
 
 /// An open file.
 pub struct File<L: Layer, U: Layer> {
-    node: Arc<Node<L, U>>,
+    pub(crate) node: Arc<Node<L, U>>,
     flags: OpenFlags,
     /// Lock order: a leaf but for opening the upper file.
     real: RwLock<Arc<Real<L, U>>>,
@@ -57,6 +57,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         node: &Arc<Node<L, U>>,
         flags: OpenFlags,
     ) -> Result<Opened<File<L, U>>> {
+        self.check_opening(node, flags)?;
         let truncates = flags.has(libc::O_TRUNC);
         if flags.writes() || truncates {
             let lower = node.upper().is_none();
@@ -136,8 +137,12 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         }
     }
 
-    /// The upper file's descriptor, which no copy-up replaces; a lower one's where there is nothing to copy up to.
+    /// The upper file's descriptor, which no copy-up replaces; a lower one's where there is nothing to copy up to. Not one
+    /// of a file that must only grow, which the kernel does not know.
     pub(crate) fn backing_file(&self, file: &File<L, U>) -> Option<Arc<OwnedFd>> {
+        if !self.protection(&file.node).is_ok_and(|protection| !protection.any()) {
+            return None;
+        }
         match (&**file.real.read(), &self.upper) {
             (Real::Upper(real), Some(upper)) => upper.layer.backing(real),
             (Real::Lower(layer, real), None) => self.lowers[*layer].layer.backing(real),
@@ -176,6 +181,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         to: (&File<L, U>, u64),
         len: usize,
     ) -> Result<usize> {
+        self.check_writing(&to.0.node, WriteMode::default())?;
         let source = self.real(from.0)?;
         self.on_upper(to.0, |layer, target| match &*source {
             Real::Upper(source) => layer.copy_range(caller, (source, from.1), (target, to.1), len),
@@ -190,11 +196,13 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         if sys::ioctl::changes_attributes(request.command) {
             self.copy_up(&file.node, Need::All)?;
         }
-        self.on_either(
-            file,
-            |layer, real| layer.ioctl_file(real, request),
-            |layer, real| layer.ioctl_file(real, request),
-        )
+        self.ioctl_flags(&file.node, request, |request| {
+            self.on_either(
+                file,
+                |layer, real| layer.ioctl_file(real, request),
+                |layer, real| layer.ioctl_file(real, request),
+            )
+        })
     }
 
     pub(crate) fn file_attr(&self, node: &Arc<Node<L, U>>, file: &File<L, U>) -> Result<Attr> {
@@ -223,6 +231,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         file: Option<&File<L, U>>,
         change: &SetAttr,
     ) -> Result<Attr> {
+        self.changes()?;
+        self.check_setting(node, change)?;
         let change = &self.config.owners.change(change)?;
         let only_size = SetAttr { size: change.size, ..SetAttr::default() };
         let need = match change.size {

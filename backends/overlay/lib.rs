@@ -3,11 +3,13 @@
 //! - what the layers have under a name: `resolve`, with the marks they leave on disk (`marks`, `origin`)
 //! - nodes and their inode numbers: `node`, `inode`
 //! - bringing things up: `copyup`, `data`, and `work`, the directory where changes are prepared
+//! - what a copy takes over besides the data: `attributes`, `protect`; layers with owners in an attribute: `recorded`
 //! - changes: `create`, `remove`, `rename`, `xattr`; directories: `listing` and `stream`; open files: `file`
 //!
 //! No data passes through here: an open file is a file of one of the layers, and the plan of a read is that layer's. A
 //! lower layer is only ever opened for reading. The order of locks stands at [`Node`].
 
+mod attributes;
 mod backend;
 mod config;
 mod copyup;
@@ -21,6 +23,8 @@ mod marks;
 mod node;
 mod origin;
 mod owners;
+mod protect;
+mod recorded;
 mod remove;
 mod rename;
 mod resolve;
@@ -40,6 +44,7 @@ pub use config::{Config, Namespace, Redirect, Xino};
 pub use file::File;
 pub use node::Node;
 pub use owners::{IdRange, Ids, Owners};
+pub use recorded::{Recorded, RecordedFile, Records};
 pub use stream::Dir;
 
 use inode::Numbers;

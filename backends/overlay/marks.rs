@@ -39,6 +39,8 @@ pub(crate) enum Mark {
     Whiteout,
     /// How many names an indexed file has.
     Nlink,
+    /// The file is immutable, or only grows.
+    Protattr,
 }
 
 impl Mark {
@@ -60,6 +62,8 @@ impl Mark {
             (Self::Whiteout, User) => c"user.overlay.whiteout",
             (Self::Nlink, Trusted) => c"trusted.overlay.nlink",
             (Self::Nlink, User) => c"user.overlay.nlink",
+            (Self::Protattr, Trusted) => c"trusted.overlay.protattr",
+            (Self::Protattr, User) => c"user.overlay.protattr",
         }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
-use splicefs_core::{FileKind, Layer, Name, NodeId};
+use splicefs_core::{FileKind, Layer, Name, NodeId, Protection};
 
 use crate::listing::Listing;
 
@@ -127,7 +127,7 @@ pub(crate) enum Key {
 /// A file, directory or other object of the merged tree.
 ///
 /// Lock order: the overlay's gate of directory renames; `copying` of a node, then of its parent, and so on up;
-/// `entries` of directories, two at once by their ids; then the leaves (place, listing, the table of nodes).
+/// `entries` of directories, two at once by their ids; then the leaves (place, listing, protection, the table of nodes).
 pub struct Node<L: Layer, U: Layer> {
     pub(crate) id: NodeId,
     pub(crate) kind: FileKind,
@@ -143,6 +143,8 @@ pub struct Node<L: Layer, U: Layer> {
     /// How many names a file in the index has.
     links: Mutex<Option<u32>>,
     place: Mutex<Place<L, U>>,
+    /// What it is protected from, once that has been read: it changes by a request of ours alone.
+    pub(crate) protection: Mutex<Option<Protection>>,
     /// Held while the node is copied up.
     pub(crate) copying: Mutex<()>,
     pub(crate) dir: Option<Box<DirState>>,
@@ -313,6 +315,7 @@ impl<L: Layer, U: Layer> Nodes<L, U> {
             removed: AtomicU32::new(0),
             links: Mutex::new(parts.links),
             place: Mutex::new(parts.place),
+            protection: Mutex::new(None),
             copying: Mutex::new(()),
             dir,
             nodes: self.clone(),

@@ -31,6 +31,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         check_name(name).map_err(|_| Errno::ENOENT)?;
         let upper = self.changes()?;
         let node = self.child(parent, name)?.ok_or(Errno::ENOENT)?;
+        self.check_removing(parent, &node)?;
         match (node.is_dir(), directory) {
             (true, false) => return Err(Errno::EISDIR.into()),
             (false, true) => return Err(Errno::ENOTDIR.into()),
@@ -64,16 +65,13 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     }
 
     /// A lower file of several names must be in the index before one of them goes, or the number of those left would be
-    /// forgotten (`ovl_nlink_start`); and what its file system protects keeps its names.
+    /// forgotten (`ovl_nlink_start`).
     pub(crate) fn before_removal(&self, node: &Arc<Node<L, U>>) -> Result<()> {
         if node.upper().is_some() {
             return Ok(());
         }
         let lower = Self::topmost(node)?;
         let layer = &self.lowers[lower.layer].layer;
-        if layer.is_protected(&lower.node)? {
-            return Err(Errno::EPERM.into());
-        }
         if self.indexed(lower, &layer.getattr(&lower.node, None)?).is_some() {
             self.copy_up(node, Need::Attributes)?;
         }

@@ -43,6 +43,14 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         match &there {
             Some(_) if flags.0 & libc::RENAME_NOREPLACE != 0 => return Err(Errno::EEXIST.into()),
             Some(there) if Arc::ptr_eq(there, &moved) => return Ok(()),
+            _ => {}
+        }
+        self.check_removing(from.0, &moved)?;
+        match &there {
+            Some(there) => self.check_removing(to.0, there)?,
+            None => self.check_adding(to.0)?,
+        }
+        match &there {
             Some(there) if !exchange && there.is_dir() && !moved.is_dir() => return Err(Errno::EISDIR.into()),
             Some(there) if !exchange && !there.is_dir() && moved.is_dir() => {
                 return Err(Errno::ENOTDIR.into());
@@ -295,7 +303,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let temp = upper.temp()?;
         let fresh = upper.layer.make(&Caller::DAEMON, &upper.work, &temp, Make::Directory(0o700))?.node;
         let ready = || {
-            self.copy_attributes(upper, &upper.layer, &there.node, &fresh, None, &there.attr)?;
+            let (from, to) = ((&upper.layer, &there.node), (&upper.layer, &fresh, None));
+            self.config.copy_attributes(from, to, &there.attr)?;
             self.marks.set_opaque(&upper.layer, &fresh)?;
             upper.rename((&upper.work, &temp), (dir, name), libc::RENAME_EXCHANGE)
         };

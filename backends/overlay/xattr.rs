@@ -38,24 +38,23 @@ fn shown(namespace: Namespace, name: &[u8]) -> Option<Cow<'_, [u8]>> {
 }
 
 /// What the names of ACLs begin with.
-const ACL: &[u8] = b"system.posix_acl_";
+pub(crate) const ACL: &[u8] = b"system.posix_acl_";
 
-/// ACLs name users and groups, as they are in the layers: with owners of its own, the mount has none.
-fn is_acl(name: &CStr) -> bool {
+pub(crate) fn is_acl(name: &CStr) -> bool {
     name.to_bytes().starts_with(ACL)
+}
+
+/// Whether an attribute of a layer is the overlay's own.
+pub(crate) fn is_own_mark(namespace: Namespace, name: &CStr) -> bool {
+    shown(namespace, name.to_bytes()).is_none()
 }
 
 impl<L: Layer, U: Layer> Overlay<L, U> {
     fn check(&self, name: &CStr) -> Result<()> {
-        if is_acl(name) && !self.config.owners.are_plain() {
+        if is_acl(name) && !self.config.has_acls() {
             return Err(Errno::EOPNOTSUPP.into());
         }
         Ok(())
-    }
-
-    /// Whether an attribute of a layer is the overlay's own.
-    pub(crate) fn is_own_mark(&self, name: &CStr) -> bool {
-        shown(self.config.namespace, name.to_bytes()).is_none()
     }
 
     pub(crate) fn get_xattr(&self, node: &Arc<Node<L, U>>, name: &CStr, limit: usize) -> Result<Vec<u8>> {
@@ -82,8 +81,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         };
         let names = all.split(|&byte| byte == 0).filter(|name| !name.is_empty());
         let mut list = Vec::with_capacity(all.len());
-        let plain = self.config.owners.are_plain();
-        let names = names.filter(|name| plain || !name.starts_with(ACL));
+        let acls = self.config.has_acls();
+        let names = names.filter(|name| acls || !name.starts_with(ACL));
         for name in names.filter_map(|name| shown(self.config.namespace, name)) {
             list.extend_from_slice(&name);
             list.push(0);
@@ -101,12 +100,14 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     ) -> Result<()> {
         self.check(name)?;
         let name = stored(self.config.namespace, name)?;
+        self.check_unprotected(node)?;
         let counterpart = self.copy_up(node, Need::Attributes)?;
         self.changes()?.layer.setxattr(caller, &counterpart, &name, value, flags)
     }
 
     pub(crate) fn remove_xattr(&self, node: &Arc<Node<L, U>>, name: &CStr) -> Result<()> {
         self.check(name)?;
+        self.check_unprotected(node)?;
         if node.upper().is_none() {
             // What is not there is not worth a copy.
             self.get_xattr(node, name, 64 * 1024)?;

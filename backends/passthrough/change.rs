@@ -9,12 +9,12 @@ use rustix::fs::{
 };
 use splicefs_core::sys::creds::As;
 use splicefs_core::{
-    Caller, CreateFlags, Entry, Errno, Error, Make, Name, OpenFlags, Opened, RenameFlags, Result,
+    Caller, CreateFlags, Entry, Errno, Error, Make, Name, OpenFlags, Opened, RenameFlags, Result, device,
 };
 
 use crate::file::File;
 use crate::node::{Node, Place};
-use crate::stat::{self, decode_dev};
+use crate::stat;
 use crate::tree::{Tree, open_beneath, path_of};
 
 /// Setgid and group execution: a file with both keeps its setgid bit only for members of the group
@@ -54,7 +54,7 @@ impl Tree {
                 Make::Directory(mode) => mkdirat(&*dir, at, permissions(mode))?,
                 Make::Symlink(target) => symlinkat(target, &*dir, at)?,
                 Make::Node(mode, rdev) => {
-                    let (major, minor) = decode_dev(rdev);
+                    let (major, minor) = device::decode(rdev);
                     let kind = FileType::from_raw_mode(mode);
                     mknodat(&*dir, at, kind, permissions(mode), makedev(major, minor))?;
                 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{CWD, OFlags, StatxAttributes};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use splicefs_core::sys::mount::seal;
-use splicefs_core::{Errno, FileHandle, FileKind, Layer, Result, sys};
+use splicefs_core::{Errno, FileHandle, FileKind, Layer, Protection, Result, sys};
 
 use crate::node::Nodes;
 use crate::stat;
@@ -162,9 +162,12 @@ impl Layer for Passthrough {
         }
     }
 
-    fn is_protected(&self, node: &Arc<Node>) -> Result<bool> {
+    fn protection(&self, node: &Arc<Node>) -> Result<Protection> {
         let flags = self.tree.statx(node)?.stx_attributes;
-        Ok(flags.intersects(StatxAttributes::IMMUTABLE | StatxAttributes::APPEND))
+        Ok(Protection {
+            append: flags.contains(StatxAttributes::APPEND),
+            immutable: flags.contains(StatxAttributes::IMMUTABLE),
+        })
     }
 
     fn descriptor<'f>(&self, file: &'f File) -> Option<BorrowedFd<'f>> {

@@ -84,7 +84,7 @@ pub(crate) fn attr(st: &Statx, root_dev: u64) -> Attr {
         nlink: st.stx_nlink,
         uid: st.stx_uid,
         gid: st.stx_gid,
-        rdev: encode_dev(st.stx_rdev_major, st.stx_rdev_minor),
+        rdev: splicefs_core::device::encode(st.stx_rdev_major, st.stx_rdev_minor),
         blksize: st.stx_blksize,
     }
 }
@@ -100,26 +100,9 @@ pub(crate) fn ino(ino: u64, dev: u64, root_dev: u64) -> u64 {
     if shown == 0 { 1 } else { shown }
 }
 
-/// A device number in 32 bits (`new_encode_dev`, include/linux/kdev_t.h).
-pub(crate) fn encode_dev(major: u32, minor: u32) -> u32 {
-    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
-}
-
-/// Its reverse (`new_decode_dev`): major and minor.
-pub(crate) fn decode_dev(dev: u32) -> (u32, u32) {
-    ((dev & 0xf_ff00) >> 8, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn device_numbers_survive_the_round_trip() {
-        for (major, minor) in [(0, 0), (8, 1), (253, 0), (0xfff, 0xf_ffff), (1, 256)] {
-            assert_eq!(decode_dev(encode_dev(major, minor)), (major, minor));
-        }
-    }
 
     #[test]
     fn the_roots_own_inode_numbers_are_shown_as_they_are_and_others_apart() {

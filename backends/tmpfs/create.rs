@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::RwLock;
-use splicefs_core::{Caller, CreateFlags, Entry, Errno, FileKind, Make, Name, NodeId, Opened, Result};
+use splicefs_core::{
+    Caller, CreateFlags, Entry, Errno, FileKind, Make, Name, NodeId, Opened, Result, ownership,
+};
 
 use crate::content::Content;
 use crate::dir::Directory;
@@ -22,9 +24,7 @@ impl Tmpfs {
     fn inherit(parent: &Node, caller: &Caller, mode: u32) -> Meta {
         let parent = parent.meta();
         let kind = FileKind::from_mode(mode);
-        let setgid = parent.mode & libc::S_ISGID != 0;
-        let gid = if setgid { parent.gid } else { caller.gid };
-        let mode = if setgid && kind == FileKind::Directory { mode | libc::S_ISGID } else { mode };
+        let (gid, mode) = ownership::inherited(parent.mode, parent.gid, caller, mode);
         let mut meta = Meta::new(mode, caller.uid, gid);
         if kind == FileKind::Symlink {
             return meta;

@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use splicefs_core::{FileHandle, Layer, Result};
+use splicefs_core::{FileHandle, Layer, Protection, Result};
 
 use crate::{File, Node, Tmpfs};
 
@@ -28,9 +28,9 @@ impl Layer for Tmpfs {
         Ok(None)
     }
 
-    fn is_protected(&self, _node: &Arc<Self::Node>) -> Result<bool> {
+    fn protection(&self, _node: &Arc<Self::Node>) -> Result<Protection> {
         // There are no such flags.
-        Ok(false)
+        Ok(Protection::default())
     }
 
     /// None: the limits would not know of what is written past them.

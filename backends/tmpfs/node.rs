@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use splicefs_core::{Attr, Caller, Errno, FileKind, NodeId, Result, Timestamp};
+use splicefs_core::{Attr, Caller, Errno, FileKind, NodeId, Result, Timestamp, ownership};
 
 use crate::content::Content;
 use crate::dir::Directory;
@@ -91,15 +91,9 @@ impl Meta {
         xattr::remove_capabilities(self, store);
     }
 
-    /// Clears the setuid bit, and the setgid bit too where the group may execute the file, or else `caller` has no right to
-    /// it: is not in the group and has no CAP_FSETID (`setattr_should_drop_sgid` in fs/attr.c).
+    /// Clears setuid and setgid bits, but for a setgid bit that `caller` has a right to.
     pub(crate) fn drop_setid(&mut self, caller: &Caller) {
-        self.mode &= !libc::S_ISUID;
-        let setgid = self.mode & libc::S_ISGID != 0;
-        let keeps = caller.fsetid || caller.in_group(self.gid);
-        if setgid && (self.mode & libc::S_IXGRP != 0 || !keeps) {
-            self.mode &= !libc::S_ISGID;
-        }
+        self.mode = ownership::without_setid(self.mode, self.gid, caller);
     }
 }
 

@@ -1,14 +1,12 @@
 //! The overlay backend from the command line's options: its layers opened, before anything is mounted.
 
-use std::ffi::CString;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, XattrFlags as RustixXattrFlags, fsetxattr, memfd_create};
-use rustix::io::Errno;
-use splicefs_core::{Backend, Caller, Error, Make, Name, SetAttr, SetTime, XattrFlags};
-use splicefs_overlay::{Config, Lower, Namespace, Overlay, Upper};
+use rustix::io::Errno as Os;
+use splicefs_core::{Backend, Caller, Errno, Error, Make, Name};
+use splicefs_overlay::{Config, Lower, Namespace, Overlay, Recorded, Records, Upper};
 use splicefs_passthrough::{LayerOptions, LayerSet, Passthrough};
 use splicefs_tmpfs::{Atime, Resize, Tmpfs};
 
@@ -17,12 +15,8 @@ use super::serve::room;
 use crate::failure::Failure;
 use crate::options::{LowerDir, Options, OverlayOptions};
 
-/// The most bytes in the names of a file's extended attributes, and in the value of one (XATTR_LIST_MAX, XATTR_SIZE_MAX).
-const XATTR_MAX_BYTES: usize = 65536;
 /// An attribute that only says whether it could be set.
 const PROBE: &str = "trusted.overlay.splicefs-probe";
-/// What the layers say to each other, which is nobody's business above.
-const PRIVATE: [&[u8]; 2] = [b"trusted.overlay.", b"user.overlay."];
 
 /// Where the overlay keeps its own attributes: `trusted.` only where this process may set and see those, which takes
 /// CAP_SYS_ADMIN outside of any user namespace. The kernel checks that before it looks at the file system, so a file
@@ -35,7 +29,7 @@ pub(super) fn namespace(options: &OverlayOptions) -> Namespace {
         .and_then(|file| fsetxattr(file, PROBE, b"", RustixXattrFlags::empty()));
     match probe {
         // Without such attributes in memory it is not the permission that was missing.
-        Ok(()) | Err(Errno::OPNOTSUPP) => Namespace::Trusted,
+        Ok(()) | Err(Os::OPNOTSUPP) => Namespace::Trusted,
         Err(error) => {
             log::debug!("attributes are kept as user.overlay.: {error}");
             Namespace::User
@@ -69,47 +63,16 @@ pub(super) fn no_memory(error: &Error) -> Failure {
     Failure::new(format!("cannot make a file system in memory: {error}"))
 }
 
-/// Makes one directory look like another, of another file system.
-fn copy_attributes<A: Backend, B: Backend>(
-    (from, source): (&A, &Arc<A::Node>),
-    (to, target): (&B, &Arc<B::Node>),
-) -> splicefs_core::Result<()> {
-    let names = from.listxattr(source, XATTR_MAX_BYTES).unwrap_or_default();
-    let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
-    for name in names.filter(|name| !PRIVATE.iter().any(|private| name.starts_with(private))) {
-        let Ok(name) = CString::new(name) else { continue };
-        let none = XattrFlags { flags: 0, kill_sgid: false };
-        let copied = from
-            .getxattr(source, &name, XATTR_MAX_BYTES)
-            .and_then(|value| to.setxattr(&Caller::DAEMON, target, &name, &value, none));
-        if let Err(error) = copied {
-            log::debug!("the root of the upper layer goes without {}: {error}", name.to_string_lossy());
-        }
-    }
-    let attr = from.getattr(source, None)?;
-    let change = SetAttr {
-        mode: Some(attr.mode & 0o7777),
-        uid: Some(attr.uid),
-        gid: Some(attr.gid),
-        ..SetAttr::default()
-    };
-    to.setattr(&Caller::DAEMON, target, None, &change)?;
-    let times = SetAttr {
-        atime: Some(SetTime::At(attr.atime)),
-        mtime: Some(SetTime::At(attr.mtime)),
-        ..SetAttr::default()
-    };
-    to.setattr(&Caller::DAEMON, target, None, &times)?;
-    Ok(())
-}
-
 /// An overlay, ready to be served.
 pub(super) enum Built {
     /// Changes go to a directory, or nowhere.
-    OnDirectories(Overlay<Passthrough, Passthrough>),
+    OnDirectories(Overlay<Directory, Directory>),
     /// Changes are kept in memory.
-    InMemory(Overlay<Passthrough, Tmpfs>),
+    InMemory(Overlay<Directory, Tmpfs>),
 }
+
+/// A directory as a layer, whose files' owners may be kept in an attribute.
+type Directory = Recorded<Passthrough>;
 
 /// Opens the layers and merges them. To be called before mounting.
 ///
@@ -125,19 +88,25 @@ pub(super) fn build(layers: &Layers, mount_point: &Path, options: &Options) -> R
         set.open(&LayerOptions { path: path.to_owned(), noatime, read_only })
             .map_err(|error| unopened(what, path, &error))
     };
-    let lower = |lower: &LowerDir| {
-        Ok(Lower { layer: open("lowerdir", &lower.path, true)?, data_only: lower.data_only })
+    let records = options.overlay.records;
+    let lower = |LowerDir { path, data_only }: &LowerDir| {
+        let layer = Recorded::lower(open("lowerdir", path, true)?, records);
+        let layer = layer.map_err(|error| unrecorded("lowerdir", path, records, &error))?;
+        Ok(Lower { layer, data_only: *data_only })
     };
     let lowers: Vec<_> = layers.lowers.iter().map(lower).collect::<Result<_, Failure>>()?;
     if let (Some(limits), Some(topmost)) = (options.overlay.in_memory, lowers.first()) {
-        let upper = in_memory(&memory(limits, options), &topmost.layer).map_err(|error| no_memory(&error))?;
         // There is nothing that could be made durable.
         let config = Config { volatile: true, ..config };
+        let upper = in_memory(&memory(limits, options), &topmost.layer, &config);
+        let upper = upper.map_err(|error| no_memory(&error))?;
         return Overlay::new(config, lowers, Some(upper)).map(Built::InMemory).map_err(cannot);
     }
     let upper = |changes: &Changes| {
         let layer = open("upperdir", &changes.upper, false)?;
         let work = layer.adopt(&changes.work).map_err(|error| unopened("workdir", &changes.work, &error))?;
+        let layer = Recorded::upper(layer, records, &lowers)
+            .map_err(|error| unrecorded("upperdir", &changes.upper, records, &error))?;
         Ok(Upper { root: layer.root(), layer, work })
     };
     let upper = layers.changes.as_ref().map(upper).transpose()?;
@@ -150,15 +119,30 @@ fn unopened(what: &str, path: &Path, error: &io::Error) -> Failure {
     Failure::new(format!("cannot open {what} {}: {error}{hint}", path.display()))
 }
 
+/// That owners cannot be kept in an attribute there.
+fn unrecorded(what: &str, path: &Path, records: Option<Records>, error: &Error) -> Failure {
+    let hint = match (records, error.errno()) {
+        (_, Errno::EOPNOTSUPP) => "; its file system has no such attributes",
+        (Some(Records::Root), Errno::EPERM) => "; only root may set it, `xattr_permissions=2` is for users",
+        _ => "",
+    };
+    Failure::new(format!("cannot keep owners in an attribute of {what} {}: {error}{hint}", path.display()))
+}
+
 /// An upper layer in memory, whose root is like that of `below`.
-fn in_memory(options: &splicefs_tmpfs::Options, below: &impl Backend) -> splicefs_core::Result<Upper<Tmpfs>> {
+fn in_memory(
+    options: &splicefs_tmpfs::Options,
+    below: &impl Backend,
+    config: &Config,
+) -> splicefs_core::Result<Upper<Tmpfs>> {
     let layer = Tmpfs::new(options)?;
     let make = |name: &[u8]| -> splicefs_core::Result<_> {
         let what = Make::Directory(0o700);
         Ok(layer.make(&Caller::DAEMON, &layer.root(), &Name::new(name)?, what)?.node)
     };
     let (root, work) = (make(b"upper")?, make(b"work")?);
-    copy_attributes((below, &below.root()), (&layer, &root))?;
+    let attr = below.getattr(&below.root(), None)?;
+    config.copy_attributes((below, &below.root()), (&layer, &root, None), &attr)?;
     Ok(Upper { layer, root, work })
 }
 
@@ -198,13 +182,15 @@ mod tests {
             block_devices_as_files: false,
         })
         .expect("a layer");
-        let made = in_memory(&memory(Resize::default(), &Options::default()), &below).expect("room");
+        let config = Config { namespace: Namespace::User, ..Config::default() };
+        let limits = memory(Resize::default(), &Options::default());
+        let made = in_memory(&limits, &below, &config).expect("room");
         let attr = made.layer.getattr(&made.root, None).expect("attributes");
         let real = folder.path().metadata().expect("stat");
         assert_eq!((attr.mode, attr.uid, attr.gid), (real.mode(), real.uid(), real.gid()));
         assert_eq!((attr.mtime.sec, i64::from(attr.mtime.nsec)), (real.mtime(), real.mtime_nsec()));
         if has_xattrs {
-            let names = made.layer.listxattr(&made.root, XATTR_MAX_BYTES).expect("names");
+            let names = made.layer.listxattr(&made.root, 1024).expect("names");
             assert_eq!(names, b"user.kept\0", "{}", String::from_utf8_lossy(&names));
         }
     }

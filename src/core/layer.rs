@@ -1,5 +1,6 @@
 //! What a backend must tell besides to be a layer of an overlay.
 
+use std::ops::BitOr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -13,6 +14,31 @@ pub struct FileHandle {
     pub kind: i32,
     /// At most 128 bytes (`MAX_HANDLE_SZ`).
     pub bytes: Vec<u8>,
+}
+
+/// What keeps everybody, root included, from changing a file or its names.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Protection {
+    /// It only grows (`chattr +a`).
+    pub append: bool,
+    /// It does not change at all (`chattr +i`).
+    pub immutable: bool,
+}
+
+impl Protection {
+    /// Whether there is any.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self.append || self.immutable
+    }
+}
+
+impl BitOr for Protection {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self { append: self.append || other.append, immutable: self.immutable || other.immutable }
+    }
 }
 
 /// A backend that can be merged with others.
@@ -35,11 +61,11 @@ pub trait Layer: Backend {
     /// # Errors
     /// `EPERM` where the daemon may not ask (open_by_handle_at(2) needs CAP_DAC_READ_SEARCH).
     fn inode_of(&self, handle: &FileHandle) -> Result<Option<u64>>;
-    /// Whether the file system keeps everybody, root included, from changing the node or its names (`chattr +i`, `+a`).
+    /// What the file system itself protects the node from.
     ///
     /// # Errors
     /// Those of finding the node.
-    fn is_protected(&self, node: &Arc<Self::Node>) -> Result<bool>;
+    fn protection(&self, node: &Arc<Self::Node>) -> Result<Protection>;
     /// The descriptor that holds the contents of an open file, to be cloned or copied from and to by the kernel;
     /// `None` where there is no single one.
     fn descriptor<'f>(&self, file: &'f Self::File) -> Option<BorrowedFd<'f>>;

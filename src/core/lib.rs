@@ -6,10 +6,12 @@
 
 mod attr;
 mod backend;
+pub mod device;
 mod error;
 mod id;
 mod layer;
 mod name;
+pub mod ownership;
 mod plan;
 pub mod sys;
 mod table;
@@ -23,7 +25,7 @@ pub use backend::{
 };
 pub use error::{Errno, Error, Fault, Result};
 pub use id::{Cookie, HandleId, NodeId};
-pub use layer::{FileHandle, Layer};
+pub use layer::{FileHandle, Layer, Protection};
 pub use name::Name;
 pub use plan::{CopyReason, FileExtent, ReadPlan, Segment, Span, Via};
 pub use sys::creds::Caller;

@@ -37,7 +37,8 @@ impl Request {
             fsname: options.fsname.clone().unwrap_or_else(default_name),
             subtype: options.subtype.clone(),
             flags: flags(options),
-            default_permissions: options.default_permissions,
+            // Where ACLs are negotiated they imply it; without, the kernel would check nothing.
+            default_permissions: options.default_permissions || options.overlay.noacl,
             // The kernel knows no allow_root: everybody may come in, and the session turns the others away.
             allow_other: options.access != Access::Owner,
             auto_unmount: options.auto_unmount,
@@ -182,6 +183,7 @@ mod tests {
         assert_eq!(data(""), format!("{base},max_read=65536"));
         assert_eq!(data("fsname=a\\,allow_other"), format!("{base},max_read=65536"));
         assert_eq!(data("allow_root"), format!("{base},allow_other,max_read=65536"));
+        assert_eq!(data("noacl"), format!("{base},default_permissions,max_read=65536"));
         assert_eq!(
             data("default_permissions,allow_other"),
             format!("{base},default_permissions,allow_other,max_read=65536")

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use lowers::{LOWERS_MAX, LowerDir};
-pub use overlay::{OverlayOptions, XattrPermissions};
+pub use overlay::OverlayOptions;
 pub use table::{Group, help_rows};
 pub use text::escape;
 pub(crate) use text::for_fusermount;

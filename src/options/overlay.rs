@@ -3,21 +3,12 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use splicefs_overlay::{Config, Namespace, Owners, Redirect, Xino};
+use splicefs_overlay::{Config, Namespace, Owners, Records, Redirect, Xino};
 use splicefs_tmpfs::Resize;
 
 use super::lowers::{LOWERS_MAX, LowerDir, lowers, too_many};
 use super::values::utf8;
 use crate::failure::Failure;
-
-/// How permissions and owners are kept in an extended attribute (`xattr_permissions=`).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum XattrPermissions {
-    /// 1: in `security.fuseoverlayfs.override_stat`.
-    Security,
-    /// 2: in `user.containers.override_stat`.
-    User,
-}
 
 /// The layers, and how they are merged.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,6 +34,8 @@ pub struct OverlayOptions {
     pub xino: Xino,
     /// `userxattr`.
     pub userxattr: bool,
+    /// `noacl`.
+    pub noacl: bool,
     /// `volatile`, `fsync=0`.
     pub volatile: bool,
     /// `static_nlink`.
@@ -50,7 +43,7 @@ pub struct OverlayOptions {
     /// `uidmapping=`, `gidmapping=`, `squash_to_root`, `squash_to_uid=`, `squash_to_gid=`.
     pub owners: Owners,
     /// `xattr_permissions=`.
-    pub permissions: Option<XattrPermissions>,
+    pub records: Option<Records>,
 }
 
 impl Default for OverlayOptions {
@@ -67,10 +60,11 @@ impl Default for OverlayOptions {
             index,
             xino,
             userxattr: false,
+            noacl: false,
             volatile,
             static_nlink,
             owners: Owners::default(),
-            permissions: None,
+            records: None,
         }
     }
 }
@@ -137,7 +131,7 @@ impl OverlayOptions {
     pub fn check(&self) -> Result<(), Failure> {
         match self.contradiction() {
             Some(line) => Err(Failure::usage(line)),
-            None => self.check_supported(),
+            None => Ok(()),
         }
     }
 
@@ -172,14 +166,6 @@ impl OverlayOptions {
         self.metacopy && self.redirect.is_some_and(|redirect| redirect != Redirect::On)
     }
 
-    /// Refuses what the backend cannot do.
-    fn check_supported(&self) -> Result<(), Failure> {
-        if self.permissions.is_some() {
-            return Err(Failure::usage("option `xattr_permissions` is not supported yet"));
-        }
-        Ok(())
-    }
-
     /// How the layers are merged, with attributes in `namespace`.
     ///
     /// # Errors
@@ -202,6 +188,8 @@ impl OverlayOptions {
             volatile: self.volatile,
             static_nlink: self.static_nlink,
             owners: self.owners.clone(),
+            // With records they would be about other owners than those that are shown.
+            acls: self.records.is_none() && !self.noacl,
         })
     }
 }

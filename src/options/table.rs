@@ -162,7 +162,7 @@ const SPECS: &[Spec] = &[
     flag(
         "default_permissions",
         |o| o.default_permissions = true,
-        "let the kernel check the file modes; it does so in any case, for the sake of POSIX ACLs",
+        "let the kernel check the file modes; it does so in any case",
     ),
     flag(
         "noatime",

@@ -19,7 +19,7 @@ use crate::reply::{Counters, Engine, Policy, ZeroSource};
 use crate::transport::{Port, Stock, Worker};
 use crate::vfs::{Access, Caching, Facility, Stats, Vfs};
 pub use facilities::{Choice, Opens};
-use negotiate::{Handshake, MAX_WRITE};
+use negotiate::{Handshake, MAX_WRITE, Negotiator};
 
 /// Reads of fewer bytes are copied, since that is the faster of the two (`cargo bench --bench field`, read-sizes).
 pub const DEFAULT_SPLICE_MIN: usize = 32 * 1024;
@@ -45,6 +45,8 @@ pub struct SessionConfig {
     pub owner: u32,
     /// Others than that user and root get `EACCES`.
     pub allow_root: bool,
+    /// Files have POSIX ACLs. Without, the mount must ask for `default_permissions`.
+    pub acls: bool,
 }
 
 /// As many as processors. The standard library would look into /proc and /sys for limits of control groups, and those
@@ -112,7 +114,7 @@ pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
         counters,
         entry_timeout: config.entry_timeout,
         attr_timeout: config.attr_timeout,
-        access: Access { owner: config.owner, owner_and_root_only: config.allow_root },
+        access: Access { owner: config.owner, owner_and_root_only: config.allow_root, acls: config.acls },
         threads,
         _backend: PhantomData,
     })
@@ -148,7 +150,10 @@ impl<B: Backend> Prepared<B> {
         let port = Arc::new(Port::new(device.try_clone()?));
         let caching =
             Caching::new(B::OWNERSHIP, self.entry_timeout, self.attr_timeout, self.unopened.serving);
-        let handshake = Handshake::new(device, caching, self.passthrough.serving)?;
+        let handshake = Handshake::new(
+            device,
+            Negotiator { caching, passthrough: self.passthrough.serving, acls: self.access.acls },
+        )?;
         let passthrough = facilities::probed_passthrough(self.passthrough, &*port)?;
         let stats = Stats::new(self.splice, passthrough, self.unopened, self.counters);
         let vfs = Arc::new(Vfs::new(backend, caching, self.access, stats, port.clone())?);

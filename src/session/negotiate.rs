@@ -24,9 +24,6 @@ const WANTED: &[InitFlags] = &[
     // A file handle could only be resolved as long as the kernel remembers its node: open_by_handle_at(2) says so at
     // once instead of failing some of the time.
     InitFlags::FUSE_NO_EXPORT_SUPPORT,
-    // The umask comes with the request, and a default ACL overrides it (core::sys::creds).
-    InitFlags::FUSE_DONT_MASK,
-    InitFlags::FUSE_POSIX_ACL,
     InitFlags::FUSE_SETXATTR_EXT,
     // Setuid, setgid and capabilities are cleared by the source, for the caller (core::sys::creds).
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
@@ -34,6 +31,13 @@ const WANTED: &[InitFlags] = &[
     InitFlags::FUSE_READDIRPLUS_AUTO,
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_HAS_IOCTL_DIR,
+];
+/// For files with ACLs. Without them the kernel applies the umask, and checks permissions only where the mount asks for it
+/// (`default_permissions`, which FUSE_POSIX_ACL implies).
+const WANTED_WITH_ACLS: &[InitFlags] = &[
+    // The umask comes with the request, and a default ACL overrides it (core::sys::creds).
+    InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_POSIX_ACL,
 ];
 /// For files that others change too: that is noticed by their times and size.
 const WANTED_OF_SHARED: &[InitFlags] = &[InitFlags::FUSE_AUTO_INVAL_DATA, InitFlags::FUSE_ASYNC_DIO];
@@ -51,17 +55,21 @@ const NEEDED: &[InitFlags] = &[
 ];
 
 /// Answers INIT and nothing else: requests after it are read by our own transport.
-struct Negotiator {
-    caching: Caching,
+pub(super) struct Negotiator {
+    /// What the kernel may keep.
+    pub(super) caching: Caching,
     /// The kernel is to serve files by itself, if it can.
-    passthrough: bool,
+    pub(super) passthrough: bool,
+    /// Files have POSIX ACLs.
+    pub(super) acls: bool,
 }
 
 impl Filesystem for Negotiator {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let more = if self.caching.contents { WANTED_OF_EXCLUSIVE } else { WANTED_OF_SHARED };
+        let acls = if self.acls { WANTED_WITH_ACLS } else { &[] };
         let opened = if self.caching.unopened { &[] } else { WANTED_OF_OPENED };
-        for flag in WANTED.iter().chain(more).chain(opened) {
+        for flag in WANTED.iter().chain(more).chain(acls).chain(opened) {
             if config.add_capabilities(*flag).is_err() {
                 if NEEDED.contains(flag) {
                     return Err(io::Error::new(
@@ -103,9 +111,8 @@ impl std::fmt::Debug for Handshake {
 }
 
 impl Handshake {
-    /// Reads INIT from `device` and answers it.
-    pub(super) fn new(device: OwnedFd, caching: Caching, passthrough: bool) -> io::Result<Self> {
-        let negotiator = Negotiator { caching, passthrough };
-        Ok(Self(Session::from_fd(negotiator, device, SessionACL::All, Config::default())?))
+    /// Reads INIT from `device` and answers it with what is wanted.
+    pub(super) fn new(device: OwnedFd, wanted: Negotiator) -> io::Result<Self> {
+        Ok(Self(Session::from_fd(wanted, device, SessionACL::All, Config::default())?))
     }
 }

@@ -234,7 +234,7 @@ mod tests {
         let counters = Arc::new(Counters::default());
         let serving = Facility { mode: "auto".into(), serving: true, why: String::new() };
         let caching = Caching::new(B::OWNERSHIP, None, None, false);
-        let access = Access { owner: 0, owner_and_root_only: false };
+        let access = Access { owner: 0, owner_and_root_only: false, acls: true };
         let stats = Stats::new(serving.clone(), serving.clone(), serving, counters.clone());
         let vfs = Vfs::new(backend, caching, access, stats, port.clone()).unwrap();
         let policy = Policy { splice: true, splice_min: 1 };

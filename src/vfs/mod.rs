@@ -34,6 +34,8 @@ pub struct Access {
     pub owner: u32,
     /// Only that user and root get in (`allow_root`).
     pub owner_and_root_only: bool,
+    /// The kernel has been told that files have POSIX ACLs.
+    pub acls: bool,
 }
 
 /// What the vfs tells the kernel unasked.

@@ -108,7 +108,7 @@ impl<B: Backend> Vfs<B> {
         if let Some(open) = self.unopened.0.lock().get(&key) {
             return Ok(open.clone());
         }
-        let open = Arc::new(self.open_unasked(key.0, key.1)?);
+        let open = Arc::new(self.open_unasked(key.0, key.1, file.flags)?);
         let _closed_after_the_lock = self.unopened.0.lock().push(key, open.clone());
         Ok(open)
     }
@@ -134,7 +134,7 @@ impl<B: Backend> Vfs<B> {
         handle.filter(|handle| *handle != NO_HANDLE).map(|handle| self.files.get(handle)).transpose()
     }
 
-    fn open_unasked(&self, id: NodeId, (what, direct): Kind) -> Result<OpenFile<B>> {
+    fn open_unasked(&self, id: NodeId, (what, direct): Kind, by: OpenFlags) -> Result<OpenFile<B>> {
         let vnode = self.node(id)?;
         // The caller was checked when it opened the file, which was the kernel's to do.
         let open = |flags: OpenFlags| self.backend.open(&Caller::DAEMON, &vnode.node, flags);
@@ -147,6 +147,10 @@ impl<B: Backend> Vfs<B> {
         let opened = match opened {
             // A file system without O_DIRECT would have refused the open, which nobody asked it for.
             Err(e) if direct && e.errno() == Errno::EINVAL => open(what.flags()),
+            // A file that only grows may be opened to append.
+            Err(e) if what == Use::Write && by.has(libc::O_APPEND) && e.errno() == Errno::EPERM => {
+                open(OpenFlags(libc::O_WRONLY | libc::O_APPEND))
+            }
             // Some files may be written and not read.
             Err(e) if what == Use::Write && e.errno() == Errno::EACCES => open(OpenFlags(libc::O_WRONLY)),
             opened => opened,

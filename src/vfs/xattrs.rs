@@ -72,7 +72,7 @@ pub struct Report {
     pub files: usize,
 }
 
-/// A file system without POSIX ACLs has none on any file: told anything else, the kernel fails the permission check
+/// Where ACLs are negotiated, a file system without them has none on any file: told anything else, the kernel fails the permission check
 /// that it wants the ACL for (`fuse_get_acl` in fs/fuse/acl.c).
 fn no_acl(name: &CStr, e: Error) -> Error {
     let is_acl = matches!(name.to_bytes(), b"system.posix_acl_access" | b"system.posix_acl_default");
@@ -143,7 +143,10 @@ impl<B: Backend> Vfs<B> {
         match self.stats_value(caller, id, name)? {
             Some(value) if value.len() > limit => Err(Errno::ERANGE.into()),
             Some(value) => Ok(value),
-            None => self.backend.getxattr(&self.node(id)?.node, name, limit).map_err(|e| no_acl(name, e)),
+            None => {
+                let value = self.backend.getxattr(&self.node(id)?.node, name, limit);
+                value.map_err(|e| if self.access.acls { no_acl(name, e) } else { e })
+            }
         }
     }
 

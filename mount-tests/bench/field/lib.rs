@@ -12,6 +12,7 @@ mod interrupt;
 mod launch;
 mod load;
 mod machine;
+#[allow(dead_code, reason = "the tests store through mappings, too")]
 #[path = "../../mount/mapped.rs"]
 mod mapped;
 mod measure;

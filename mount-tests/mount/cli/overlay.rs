@@ -143,9 +143,9 @@ fn each_mistake_has_its_line() {
         ("lowerdir=a,metacopy=on,redirect_dir=off", "`metacopy=on` needs `redirect_dir=on`"),
         ("lowerdir=a,nfs_export=on", "expected `off`: a file handle"),
         ("lowerdir=a,verity=require", "expected `off`: digests"),
-        ("lowerdir=a,noacl", "is not to be had"),
+        ("lowerdir=a,nooverride_creds", "is not to be had"),
         ("lowerdir=a,context=x", "unknown option `context`"),
-        ("lowerdir=a,xattr_permissions=2", "`xattr_permissions` is not supported yet"),
+        ("lowerdir=a,xattr_permissions=3", "expected `1` or `2`"),
         ("lowerdir=a,size=1g", "option `size` is for tmpfs, and means nothing to overlay"),
         ("lowerdir=a,backend=tmpfs", "contradict each other"),
     ];
@@ -345,7 +345,7 @@ fn container_engines_are_told_why_not_in_one_line() {
     let mount = |words: &[&str]| run(layers.program().args(words));
     assert_complains(&mount(&["-o", "lowerdir=none:a", "mnt"]), &["lowerdir none does not exist"]);
     assert_complains(&mount(&["-o", "lowerdir=a,index=x", "mnt"]), &["option `index=x`: expected"]);
-    assert_complains(&mount(&["-o", "lowerdir=a,noacl", "mnt"]), &["is not to be had"]);
+    assert_complains(&mount(&["-o", "lowerdir=a,nooverride_creds", "mnt"]), &["is not to be had"]);
     assert_complains(&mount(&["-o", "lowerdir=a,upperdir=upper", "mnt"]), &["needs a `workdir`"]);
     assert_complains(
         &mount(&["-o", "upperdir=upper,workdir=work", "mnt"]),

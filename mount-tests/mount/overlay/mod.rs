@@ -7,11 +7,14 @@ mod build;
 mod coherence;
 mod depth;
 mod differential;
+mod flags;
 mod killed;
 mod layers;
 mod many;
 mod mounted;
+mod noacl;
 mod peers;
+mod recorded;
 mod scenarios;
 mod seal;
 mod user;
@@ -23,6 +26,7 @@ pub(crate) use layers::Layers;
 pub(crate) use mounted::{Engine, Overlay};
 
 use layers::Ground;
+use mounted::IN_MEMORY;
 
 /// Directories are renamed, hard links broken by copy-up.
 const PLAIN: &str = "redirect_dir=on,index=off,metacopy=off";
@@ -89,6 +93,16 @@ fn overlay_agrees_with_the_kernels_with_an_index() {
 #[test]
 fn overlay_agrees_with_the_kernels_with_metacopy() {
     agrees(METACOPY, "open=handle", Ground::Tmpfs, 2);
+}
+
+#[test]
+fn overlay_in_memory_agrees_with_the_kernels() {
+    agrees(PLAIN, IN_MEMORY, Ground::Tmpfs, 2);
+}
+
+#[test]
+fn overlay_in_memory_agrees_with_the_kernels_with_an_index() {
+    agrees(INDEXED, IN_MEMORY, Ground::Tmpfs, 4);
 }
 
 #[test]

@@ -17,6 +17,9 @@ use crate::harness::{Daemon, Stats, is_mounted, native_control, program_for, unt
 /// Descriptors that the daemon opens when it first copies something up: of its directories below the work directory.
 const OWN: usize = 3;
 
+/// The option of splicefs by which changes are kept in memory.
+pub(crate) const IN_MEMORY: &str = "upper=tmpfs";
+
 /// Who merges.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Engine {
@@ -90,7 +93,8 @@ impl Plan<'_> {
             layers.push(if index == 0 { "" } else { ":" });
             layers.push(lower);
         }
-        if let Some((upper, work)) = self.writable {
+        // What is kept in memory takes the place of the directories, which the kernel alone then has.
+        if let Some((upper, work)) = self.writable.filter(|_| !self.own.contains(IN_MEMORY)) {
             for (key, path) in [(",upperdir=", upper), (",workdir=", work)] {
                 layers.push(key);
                 layers.push(path);

@@ -2,19 +2,21 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use crate::backend::Ioctl;
 use crate::error::{Errno, Result};
+use crate::layer::Protection;
 
 /// Requests that are passed on: each takes one flat structure of at most [`LARGEST`] bytes and no pointers in it
 /// (include/uapi/linux/fs.h). Everything else is refused: a pointer of the caller's means nothing
 /// here, and for the numbers of 32-bit programs (`FS_IOC32_SETFLAGS`) the kernel checks no permission on the way, having
 /// turned those of real 32-bit programs into these.
-const PASSED_ON: [u32; 5] = [
-    0x8008_6601, // FS_IOC_GETFLAGS
-    0x4008_6602, // FS_IOC_SETFLAGS
-    0x8008_7601, // FS_IOC_GETVERSION
-    0x801c_581f, // FS_IOC_FSGETXATTR
-    0x401c_5820, // FS_IOC_FSSETXATTR
-];
+const PASSED_ON: [u32; 5] = [GETFLAGS, SETFLAGS, GETVERSION, FSGETXATTR, FSSETXATTR];
+
+const GETFLAGS: u32 = 0x8008_6601;
+const SETFLAGS: u32 = 0x4008_6602;
+const GETVERSION: u32 = 0x8008_7601;
+const FSGETXATTR: u32 = 0x801c_581f;
+const FSSETXATTR: u32 = 0x401c_5820;
 
 /// The largest structure among them, in bytes (`struct fsxattr` is 28), with room to spare.
 const LARGEST: usize = 64;
@@ -26,7 +28,93 @@ fn is_passed_on(command: u32) -> bool {
 
 /// Whether `command` changes flags of the file, and its change time with them.
 pub fn changes_attributes(command: u32) -> bool {
-    matches!(command, 0x4008_6602 | 0x401c_5820)
+    matches!(command, SETFLAGS | FSSETXATTR)
+}
+
+/// The flags of chattr(1) (`FS_*_FL`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Flags(u32);
+
+impl Flags {
+    /// Asks for them.
+    pub const GET: Ioctl<'static> = Ioctl { command: GETFLAGS, input: &[], output_len: 8 };
+    /// Sets those that are put into its input.
+    pub const SET: Ioctl<'static> = Ioctl { command: SETFLAGS, input: &[], output_len: 0 };
+    /// `FS_SYNC_FL` and `FS_NOATIME_FL`: what a copy takes over (`OVL_COPY_FS_FLAGS_MASK`).
+    const COPIED: u32 = 0x8 | 0x80;
+
+    /// Reads the answer to [`Flags::GET`].
+    #[must_use]
+    pub fn parse(answer: &[u8]) -> Option<Self> {
+        first_word(answer).map(Self)
+    }
+
+    /// Those of them that a copy takes over.
+    #[must_use]
+    pub fn copied(self) -> u32 {
+        self.0 & Self::COPIED
+    }
+
+    /// These and more.
+    #[must_use]
+    pub fn with(self, more: u32) -> Self {
+        Self(self.0 | more)
+    }
+
+    /// As the input of [`Flags::SET`].
+    #[must_use]
+    pub fn encode(self) -> [u8; 8] {
+        u64::from(self.0).to_ne_bytes()
+    }
+}
+
+/// A request to read or change flags, two of which protect a file. Either structure begins with a word of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlagsRequest {
+    /// It changes them.
+    pub changes: bool,
+    append: u32,
+    immutable: u32,
+}
+
+impl FlagsRequest {
+    /// `None` for any other request.
+    #[must_use]
+    pub fn of(command: u32) -> Option<Self> {
+        let changes = changes_attributes(command);
+        match command {
+            GETFLAGS | SETFLAGS => Some(Self { changes, append: 0x20, immutable: 0x10 }),
+            // FS_XFLAG_APPEND, FS_XFLAG_IMMUTABLE
+            FSGETXATTR | FSSETXATTR => Some(Self { changes, append: 0x10, immutable: 0x8 }),
+            _ => None,
+        }
+    }
+
+    /// Adds the flags of `protection` to an answer.
+    pub fn show(self, answer: &mut [u8], protection: Protection) {
+        let append = if protection.append { self.append } else { 0 };
+        let immutable = if protection.immutable { self.immutable } else { 0 };
+        if let (Some(word), Some(place)) = (first_word(answer), answer.get_mut(..4)) {
+            place.copy_from_slice(&(word | append | immutable).to_ne_bytes());
+        }
+    }
+
+    /// The input of a change without the flags that protect, and these.
+    ///
+    /// # Errors
+    /// `EINVAL` for an input that is too short.
+    pub fn split(self, input: &[u8]) -> Result<(Vec<u8>, Protection)> {
+        let word = first_word(input).ok_or(Errno::EINVAL)?;
+        let protection =
+            Protection { append: word & self.append != 0, immutable: word & self.immutable != 0 };
+        let mut rest = input.to_vec();
+        rest[..4].copy_from_slice(&(word & !(self.append | self.immutable)).to_ne_bytes());
+        Ok((rest, protection))
+    }
+}
+
+fn first_word(bytes: &[u8]) -> Option<u32> {
+    bytes.first_chunk().map(|word| u32::from_ne_bytes(*word))
 }
 
 /// Passes `command` with `input` on to what `fd` has open, and returns the result and up to `output_len` bytes.

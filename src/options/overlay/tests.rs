@@ -118,7 +118,6 @@ fn a_bad_value_says_what_is_expected() {
         ("squash_to_uid=-1", "a user's number or name"),
         ("nfs_export=on", "expected `off`: a file handle would lead nowhere"),
         ("verity=require", "expected `off`: digests"),
-        ("noacl", "is not to be had: the kernel applies the ACLs"),
         ("userxattr=1", "takes no value"),
         ("lowerdirs=/a", "the nearest known one is `lowerdir`"),
         ("upper_dir=/a", "the nearest known one is `upperdir`"),
@@ -145,7 +144,6 @@ fn what_contradicts_or_lacks_something_is_refused() {
         ("lowerdir=/l,upper=tmpfs,workdir=/w", "leave `upperdir` and `workdir` out"),
         ("lowerdir=/l,metacopy=on,redirect_dir=off", "needs `redirect_dir=on`"),
         ("lowerdir=/l,upperdir=/u,workdir=/w,metacopy=on,redirect_dir=nofollow", "needs `redirect_dir=on`"),
-        ("lowerdir=/l,upper=tmpfs,xattr_permissions=2", "option `xattr_permissions` is not supported yet"),
         ("lowerdir=/l,size=1g", "option `size` is for tmpfs, and means nothing to overlay"),
         ("lowerdir=/l,backend=tmpfs", "contradict each other"),
     ];
@@ -204,6 +202,6 @@ fn container_engines_may_say_more_than_we_know() {
         .expect("as podman calls it");
     assert_eq!(options.ignored, [label, "private"]);
     assert!(options.overlay.volatile);
-    pass_over("lowerdir=/l,noacl").expect_err("known and refused");
+    pass_over("lowerdir=/l,nooverride_creds").expect_err("known and refused");
     pass_over("lowerdir=/l,index=x").expect_err("a bad value");
 }

@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 
+use splicefs_overlay::Records;
+
 use super::super::{ids, lowers, values};
 use super::{Group, Spec, Takes, flag, ignored, refused, set, value};
-use crate::options::overlay::XattrPermissions;
 
 const fn overlay(spec: Spec) -> Spec {
     Spec { group: Group::Overlay, ..spec }
@@ -86,6 +87,11 @@ pub(super) const SPECS: &[Spec] = &[
         "keep the overlay's own attributes as user.overlay. and not trusted.overlay. (default unless you are root outside of a user namespace)",
     )),
     overlay(flag(
+        "noacl",
+        |o| o.overlay.noacl = true,
+        "have no POSIX ACLs: those in the layers do not count, modes alone do",
+    )),
+    overlay(flag(
         "volatile",
         |o| o.overlay.volatile = true,
         "make nothing durable: faster, and the upper layer is lost when the machine stops",
@@ -147,8 +153,8 @@ pub(super) const SPECS: &[Spec] = &[
     overlay(value(
         "xattr_permissions",
         "1|2",
-        |o, v| set(&mut o.overlay.permissions, permissions(v).map(Some)),
-        "keep owners and modes in an extended attribute (not supported yet)",
+        |o, v| set(&mut o.overlay.records, records(v).map(Some)),
+        "keep owners and modes in an extended attribute that root may set (1) or you may (2), so that files can be anybody's without privileges; there are no ACLs then",
     )),
     overlay(value(
         "nfs_export",
@@ -162,19 +168,15 @@ pub(super) const SPECS: &[Spec] = &[
         |_, v| values::only_off(v, "digests of data-only layers are not checked"),
         "accepted for the kernel's sake",
     )),
-    refused(
-        "noacl",
-        "the kernel applies the ACLs that files of the layers have, and a mount without any would show wrong permissions",
-    ),
     refused("nooverride_creds", "layers are read and written as the daemon, whoever asks"),
     ignored("override_creds"),
     ignored("uuid"),
 ];
 
-fn permissions(value: &OsStr) -> Result<XattrPermissions, String> {
+fn records(value: &OsStr) -> Result<Records, String> {
     match values::utf8(value) {
-        "1" => Ok(XattrPermissions::Security),
-        "2" => Ok(XattrPermissions::User),
+        "1" => Ok(Records::Root),
+        "2" => Ok(Records::User),
         _ => Err("`1` or `2`".to_owned()),
     }
 }

@@ -1,0 +1,83 @@
+//! Making one node look like another: its owner, mode, extended attributes and times (`ovl_copy_up_metadata` in
+//! fs/overlayfs/copy_up.c).
+
+use std::ffi::CStr;
+use std::sync::Arc;
+
+use splicefs_core::{Attr, Backend, Caller, Errno, FileKind, Result, SetAttr, SetTime, XattrFlags};
+
+use crate::config::Config;
+use crate::xattr::{is_acl, is_own_mark};
+
+/// The longest list of attributes, and the longest value of one (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`).
+pub(crate) const XATTR_MAX: usize = 64 * 1024;
+
+impl Config {
+    /// Gives `to` the owner, the mode, the times and the extended attributes of `from`, whose attributes are `attr`; not what
+    /// the overlay itself has noted there. Owner first, then what a change of owner would clear, times last.
+    ///
+    /// # Errors
+    /// Those of reading and setting them. What the target's file system has no place for is left out, unless access depends
+    /// on it.
+    pub fn copy_attributes<A: Backend, B: Backend>(
+        &self,
+        from: (&A, &Arc<A::Node>),
+        (to, target, file): (&B, &Arc<B::Node>, Option<&B::File>),
+        attr: &Attr,
+    ) -> Result<()> {
+        let set = |change: SetAttr| to.setattr(&Caller::DAEMON, target, file, &change);
+        let own = to.getattr(target, file)?;
+        if (own.uid, own.gid) != (attr.uid, attr.gid) {
+            set(SetAttr { uid: Some(attr.uid), gid: Some(attr.gid), ..SetAttr::default() })?;
+        }
+        if attr.kind() != FileKind::Symlink {
+            set(SetAttr { mode: Some(attr.mode & 0o7777), ..SetAttr::default() })?;
+        }
+        self.copy_xattrs(from, (to, target))?;
+        set(times(attr)).map(drop)
+    }
+
+    fn copy_xattrs<A: Backend, B: Backend>(
+        &self,
+        (from, source): (&A, &Arc<A::Node>),
+        (to, target): (&B, &Arc<B::Node>),
+    ) -> Result<()> {
+        let names = match from.listxattr(source, XATTR_MAX) {
+            Err(e) if e.errno() == Errno::EOPNOTSUPP => return Ok(()),
+            other => other?,
+        };
+        for name in names.split_inclusive(|&byte| byte == 0) {
+            let Ok(name) = CStr::from_bytes_with_nul(name) else { continue };
+            if is_own_mark(self.namespace, name) {
+                continue;
+            }
+            let value = match from.getxattr(source, name, XATTR_MAX) {
+                Err(e) if e.errno() == Errno::ENODATA => continue,
+                other => other?,
+            };
+            let flags = XattrFlags { flags: 0, kill_sgid: false };
+            match to.setxattr(&Caller::DAEMON, target, name, &value, flags) {
+                Err(e) if e.errno() == Errno::EOPNOTSUPP && !self.decides_access(name) => {
+                    log::debug!("{name:?} is not copied: {e}");
+                }
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a copy without this attribute could be used by those who may not use the original, or the reverse
+    /// (`ovl_must_copy_xattr`).
+    fn decides_access(&self, name: &CStr) -> bool {
+        name.to_bytes().starts_with(b"security.") || is_acl(name) && self.has_acls()
+    }
+}
+
+/// The change that gives a node the times in `attr`.
+pub(crate) fn times(attr: &Attr) -> SetAttr {
+    SetAttr {
+        atime: Some(SetTime::At(attr.atime)),
+        mtime: Some(SetTime::At(attr.mtime)),
+        ..SetAttr::default()
+    }
+}
