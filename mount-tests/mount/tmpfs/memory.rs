@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use super::observed::Observed;
-use crate::harness::{Need, drop_file_cache, fill, first_difference, long_run, ready};
+use crate::harness::{Need, drop_file_cache, fill, first_difference, long_run, ready, until};
 
 const NEEDS: [Need; 4] = [Need::Root, Need::Fuse, Need::Splicefs, Need::Program("prlimit")];
 /// Files of one directory.
@@ -97,6 +97,12 @@ fn more_large_files_than_descriptors_are_all_there() {
     assert!(grown >= in_heap, "{grown} bytes cannot hold {in_heap}");
     assert!(grown < in_heap + in_heap / 4, "{grown} bytes hold {in_heap}");
     mount.check(0..FILES, LENGTH);
+    // A reply is counted after it is sent.
+    let all = (FILES * LENGTH) as u64;
+    until("the bytes read to be counted", || {
+        let stats = mount.stats();
+        stats.spliced_bytes() + stats.copied_bytes() == all
+    });
     let stats = mount.stats();
     assert_eq!(stats.spliced_bytes(), (memfds * LENGTH) as u64, "the files in memfds were spliced");
     assert_eq!(stats.copied_bytes(), in_heap, "the files in the heap were copied");
