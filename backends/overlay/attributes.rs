@@ -14,7 +14,8 @@ pub(crate) const XATTR_MAX: usize = 64 * 1024;
 
 impl Config {
     /// Gives `to` the owner, the mode, the times and the extended attributes of `from`, whose attributes are `attr`; not what
-    /// the overlay itself has noted there. Owner first, then what a change of owner would clear, times last.
+    /// the overlay itself has noted there. Owner first, then what a change of owner would clear; then the mode, which may keep its
+    /// owner from setting attributes, and the times.
     ///
     /// # Errors
     /// Those of reading and setting them. What the target's file system has no place for is left out, unless access depends
@@ -25,16 +26,23 @@ impl Config {
         (to, target, file): (&B, &Arc<B::Node>, Option<&B::File>),
         attr: &Attr,
     ) -> Result<()> {
-        let set = |change: SetAttr| to.setattr(&Caller::DAEMON, target, file, &change);
+        self.copy_owner_and_xattrs(from, (to, target, file), attr)?;
+        set_mode_and_times((to, target, file), attr)
+    }
+
+    /// The first half of [`Config::copy_attributes`].
+    pub(crate) fn copy_owner_and_xattrs<A: Backend, B: Backend>(
+        &self,
+        from: (&A, &Arc<A::Node>),
+        (to, target, file): (&B, &Arc<B::Node>, Option<&B::File>),
+        attr: &Attr,
+    ) -> Result<()> {
         let own = to.getattr(target, file)?;
         if (own.uid, own.gid) != (attr.uid, attr.gid) {
-            set(SetAttr { uid: Some(attr.uid), gid: Some(attr.gid), ..SetAttr::default() })?;
+            let owner = SetAttr { uid: Some(attr.uid), gid: Some(attr.gid), ..SetAttr::default() };
+            to.setattr(&Caller::DAEMON, target, file, &owner)?;
         }
-        if attr.kind() != FileKind::Symlink {
-            set(SetAttr { mode: Some(attr.mode & 0o7777), ..SetAttr::default() })?;
-        }
-        self.copy_xattrs(from, (to, target))?;
-        set(times(attr)).map(drop)
+        self.copy_xattrs(from, (to, target))
     }
 
     fn copy_xattrs<A: Backend, B: Backend>(
@@ -71,6 +79,18 @@ impl Config {
     fn decides_access(&self, name: &CStr) -> bool {
         name.to_bytes().starts_with(b"security.") || is_acl(name) && self.has_acls()
     }
+}
+
+/// The second half of [`Config::copy_attributes`]: when the node lacks nothing else.
+pub(crate) fn set_mode_and_times<B: Backend>(
+    (to, target, file): (&B, &Arc<B::Node>, Option<&B::File>),
+    attr: &Attr,
+) -> Result<()> {
+    let set = |change: SetAttr| to.setattr(&Caller::DAEMON, target, file, &change);
+    if attr.kind() != FileKind::Symlink {
+        set(SetAttr { mode: Some(attr.mode & 0o7777), ..SetAttr::default() })?;
+    }
+    set(times(attr)).map(drop)
 }
 
 /// The change that gives a node the times in `attr`.

@@ -14,7 +14,7 @@ use splicefs_core::{
 };
 
 use crate::Overlay;
-use crate::attributes::{XATTR_MAX, times};
+use crate::attributes::{self, XATTR_MAX, times};
 use crate::data::{self, Open};
 use crate::index;
 use crate::marks::Mark;
@@ -176,7 +176,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             upper.layer.setattr(&Caller::DAEMON, &prepared.node, Some(file), &size)?;
         }
         let to = (&upper.layer, &prepared.node, prepared.file.as_ref());
-        self.config.copy_attributes((layer, &lower.node), to, attr)?;
+        self.config.copy_owner_and_xattrs((layer, &lower.node), to, attr)?;
         self.copy_flags(upper, node, attr, (&prepared.node, prepared.file.as_ref()))?;
         prepared.indexed = self.indexed(lower, attr).is_some();
         // One of several names that becomes a file of its own is no copy of the others' file (c->origin in copy_up.c).
@@ -190,6 +190,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         if prepared.metacopy {
             self.marks.set(&upper.layer, &prepared.node, Mark::Metacopy, b"")?;
         }
+        // A user may set nothing on a file of mode 0444 but its mode and times.
+        attributes::set_mode_and_times(to, attr)?;
         match &prepared.file {
             Some(file) => self.durable(&upper.layer, file),
             None => Ok(()),

@@ -70,7 +70,13 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let protection = match (&self.upper, node.upper()) {
             (Some(upper), Some(counterpart)) => {
                 let own = upper.layer.protection(counterpart)?;
-                let mark = self.marks.get(&upper.layer, counterpart, Mark::Protattr, MARK_MAX)?;
+                let mark = match self.marks.get(&upper.layer, counterpart, Mark::Protattr, MARK_MAX) {
+                    Err(e) if e.errno() == Errno::ERANGE => {
+                        log::warn!("a mark that this version does not know: protattr is too long");
+                        None
+                    }
+                    other => other?,
+                };
                 own | mark.map_or(Protection::default(), |value| parse(&value))
             }
             _ => {
@@ -118,9 +124,12 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         refuse(protection.immutable || protection.append && !appends)
     }
 
-    /// Refuses to write anywhere but to the end of a file that only grows, by one who has it open.
+    /// Refuses to write to a file that must not change, and anywhere but to the end of one that only grows, by one who has
+    /// it open. What a mapping has stored is written back.
     pub(crate) fn check_writing(&self, node: &Node<L, U>, mode: WriteMode) -> Result<()> {
-        refuse((!mode.append || mode.from_page_cache) && self.protection(node)?.append)
+        let protection = self.protection(node)?;
+        let elsewhere = !mode.append || mode.from_page_cache;
+        refuse(protection.immutable && !mode.from_page_cache || protection.append && elsewhere)
     }
 
     /// Refuses to allocate room in a protected file, but beyond the end of one that only grows.
@@ -171,7 +180,14 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             log::debug!("the upper layer has no flags for a copy");
             return Ok(());
         };
-        pass(Ioctl { input: &own.with(copied).encode(), ..Flags::SET }).map(drop)
+        match pass(Ioctl { input: &own.with(copied).encode(), ..Flags::SET }) {
+            // It knows flags, and not these (tmpfs has no `+S`).
+            Err(e) if knows_no_flags(e.errno()) => {
+                log::debug!("the upper layer does not take the flags of a copy: {e}");
+                Ok(())
+            }
+            other => other.map(drop),
+        }
     }
 
     fn set_mark(&self, upper: &Changes<U>, to: &Arc<U::Node>, protection: Protection) -> Result<()> {
@@ -198,13 +214,15 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let upper = self.changes()?;
         let (input, wanted) = flags.split(request.input)?;
         let counterpart = self.copy_up(node, Need::Attributes)?;
+        // First what may be refused.
+        let answer = pass(Ioctl { input: &input, ..request })?;
         if wanted.any() {
             self.set_mark(upper, &counterpart, wanted)?;
         } else if self.marks.has(&upper.layer, &counterpart, Mark::Protattr)? {
             self.marks.remove(&upper.layer, &counterpart, Mark::Protattr)?;
         }
         *node.protection.lock() = Some(wanted);
-        pass(Ioctl { input: &input, ..request })
+        Ok(answer)
     }
 }
 

@@ -153,3 +153,25 @@ fn a_mount_inside_a_layer_has_every_file_opened() {
     layers.unseal();
     assert_eq!(state, false);
 }
+
+/// What was written a moment ago is open still, on our side; that gives nobody the right to write it.
+#[test]
+fn regression_a_file_made_immutable_is_written_no_more() {
+    if !can_run() || !ready(&[Need::Program("chattr")]) {
+        return;
+    }
+    let (mount, _layers) = overlay(0, "open=zero");
+    let path = mount.at("file");
+    fs::write(&path, "one").expect("write");
+    let append = || {
+        let file = open(&path, OFlags::WRONLY | OFlags::APPEND, 0)?;
+        rustix::io::write(&file, b"two").map(drop)
+    };
+    shell("chattr +i \"$1\"", &path);
+    assert_eq!(append(), Err(rustix::io::Errno::PERM));
+    shell("chattr -i \"$1\"; chattr +a \"$1\"", &path);
+    assert_eq!(append(), Ok(()));
+    shell("chattr -a \"$1\"", &path);
+    open(&path, OFlags::WRONLY, 0).expect("open").write_all_at(b"ONE", 0).expect("write");
+    assert_eq!(fs::read(&path).expect("read"), b"ONEtwo");
+}

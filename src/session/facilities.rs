@@ -66,6 +66,7 @@ pub enum Opens {
 pub(super) fn unopened<B: Backend>(opens: Opens, passthrough: Choice) -> io::Result<Facility> {
     let state =
         |mode: &str, serving, why: &str| Facility { mode: mode.to_owned(), serving, why: why.to_owned() };
+    let owns_rights = creds::overrides_permissions().map_err(|e| io::Error::other(e.to_string()))?;
     let excluded = if B::OWNERSHIP == Ownership::Shared {
         Some("what others change in a mirrored directory is looked for at each open")
     } else if passthrough == Choice::On {
@@ -78,6 +79,10 @@ pub(super) fn unopened<B: Backend>(opens: Opens, passthrough: Choice) -> io::Res
         (Opens::Auto, Some(why)) => state("auto", false, why),
         (Opens::Auto, None) if B::HEARS_OPENS => {
             state("auto", false, "the room of a removed file is free once it is closed, which must be heard")
+        }
+        // A descriptor keeps the rights that it was opened with, as of a file of mode 0444 that is being written.
+        (Opens::Auto, None) if !owns_rights => {
+            state("auto", false, "without CAP_DAC_OVERRIDE a file may not be opened again as it was")
         }
         (Opens::Auto, None) => state("auto", true, "nobody else changes these files"),
         (Opens::Zero, None) => state("zero", true, "asked for"),

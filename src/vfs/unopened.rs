@@ -108,8 +108,11 @@ impl<B: Backend> Vfs<B> {
         if let Some(open) = self.unopened.0.lock().get(&key) {
             return Ok(open.clone());
         }
-        let open = Arc::new(self.open_unasked(key.0, key.1, file.flags)?);
-        let _closed_after_the_lock = self.unopened.0.lock().push(key, open.clone());
+        let (open, lasts) = self.open_unasked(key.0, key.1)?;
+        let open = Arc::new(open);
+        if lasts {
+            let _closed_after_the_lock = self.unopened.0.lock().push(key, open.clone());
+        }
         Ok(open)
     }
 
@@ -134,7 +137,8 @@ impl<B: Backend> Vfs<B> {
         handle.filter(|handle| *handle != NO_HANDLE).map(|handle| self.files.get(handle)).transpose()
     }
 
-    fn open_unasked(&self, id: NodeId, (what, direct): Kind, by: OpenFlags) -> Result<OpenFile<B>> {
+    /// Opens a node for requests that name no open file; and says whether it may serve others later.
+    fn open_unasked(&self, id: NodeId, (what, direct): Kind) -> Result<(OpenFile<B>, bool)> {
         let vnode = self.node(id)?;
         // The caller was checked when it opened the file, which was the kernel's to do.
         let open = |flags: OpenFlags| self.backend.open(&Caller::DAEMON, &vnode.node, flags);
@@ -144,11 +148,13 @@ impl<B: Backend> Vfs<B> {
             self.unopened.shed();
             opened = open(wanted);
         }
+        let mut lasts = true;
         let opened = match opened {
             // A file system without O_DIRECT would have refused the open, which nobody asked it for.
             Err(e) if direct && e.errno() == Errno::EINVAL => open(what.flags()),
-            // A file that only grows may be opened to append.
-            Err(e) if what == Use::Write && by.has(libc::O_APPEND) && e.errno() == Errno::EPERM => {
+            // A file that only grows is opened to append, and not for those who come when it need not only grow any more.
+            Err(e) if what == Use::Write && e.errno() == Errno::EPERM => {
+                lasts = false;
                 open(OpenFlags(libc::O_WRONLY | libc::O_APPEND))
             }
             // Some files may be written and not read.
@@ -159,6 +165,7 @@ impl<B: Backend> Vfs<B> {
         if changed {
             self.attributes_changed(id);
         }
-        Ok(OpenFile { vnode, file, made_for_caller: false, way: Way::Direct, writes: what == Use::Write })
+        let writes = what == Use::Write;
+        Ok((OpenFile { vnode, file, made_for_caller: false, way: Way::Direct, writes }, lasts))
     }
 }

@@ -350,7 +350,10 @@ impl<B: Layer> Backend for Recorded<B> {
     }
 
     fn listxattr(&self, node: &Arc<B::Node>, limit: usize) -> Result<Vec<u8>> {
-        let Some(store) = self.store else { return self.inner.listxattr(node, limit) };
+        // Without records, `security.` attributes are the layer's own; so they are in this store.
+        let Some(store) = self.store.or(self.recorded.then_some(Store::Security)) else {
+            return self.inner.listxattr(node, limit);
+        };
         // What is not shown must not make the rest seem too long.
         let all = self.inner.listxattr(node, XATTR_MAX)?;
         let names = all.split(|&byte| byte == 0).filter(|name| !name.is_empty());

@@ -51,6 +51,8 @@ const LOCKS: usize = 16;
 pub struct Recorded<B: Layer> {
     inner: B,
     store: Option<Store>,
+    /// Other layers may have records, whose attributes none shows then.
+    recorded: bool,
     /// Held from reading a record to writing it, by the node's id. Lock order: a leaf but for the layer's own.
     changes: [Mutex<()>; LOCKS],
 }
@@ -62,8 +64,8 @@ pub struct RecordedFile<B: Layer> {
 }
 
 impl<B: Layer> Recorded<B> {
-    fn with(inner: B, store: Option<Store>) -> Self {
-        Self { inner, store, changes: Default::default() }
+    fn with(inner: B, recorded: bool) -> Self {
+        Self { inner, store: None, recorded, changes: Default::default() }
     }
 
     /// A lower layer. It has records if its root has one; with records of root's, those of users do not count, who could
@@ -72,7 +74,7 @@ impl<B: Layer> Recorded<B> {
     /// # Errors
     /// Those of reading the root's attributes.
     pub fn lower(inner: B, records: Option<Records>) -> Result<Self> {
-        let mut layer = Self::with(inner, None);
+        let mut layer = Self::with(inner, records.is_some());
         layer.store = match records {
             None => None,
             Some(Records::Root) => layer.find_store(&[Store::Security])?,
@@ -88,7 +90,7 @@ impl<B: Layer> Recorded<B> {
     /// `EOPNOTSUPP` where the file system has no such attributes, `EPERM` where the daemon may not set them; those of
     /// reading the roots.
     pub fn upper<L: Layer>(inner: B, records: Option<Records>, below: &[Lower<Recorded<L>>]) -> Result<Self> {
-        let mut layer = Self::with(inner, None);
+        let mut layer = Self::with(inner, records.is_some());
         let Some(records) = records else { return Ok(layer) };
         let (usual, known) = match records {
             Records::Root => (Store::Security, &[Store::Security][..]),
@@ -267,6 +269,10 @@ impl<B: Layer> Recorded<B> {
         let owner = change.uid.is_some() || change.gid.is_some() || *change == SetAttr::default();
         if owner || change.mode.is_some() {
             let directory = self.inner.getattr(node, None)?.kind() == FileKind::Directory;
+            // First what may be refused.
+            if owner && !directory {
+                self.drop_capabilities(node)?;
+            }
             self.change_record(store, node, |record| {
                 if owner && !directory {
                     record.mode = ownership::without_setid(record.mode, record.gid, caller);
@@ -275,9 +281,6 @@ impl<B: Layer> Recorded<B> {
                 record.gid = change.gid.unwrap_or(record.gid);
                 record.mode = change.mode.map_or(record.mode, |mode| mode & 0o7777);
             })?;
-            if owner && !directory {
-                self.drop_capabilities(node)?;
-            }
         }
         if change.atime.is_some() || change.mtime.is_some() {
             set(SetAttr { atime: change.atime, mtime: change.mtime, ..SetAttr::default() })?;

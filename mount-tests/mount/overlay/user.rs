@@ -111,3 +111,31 @@ fn the_kernel_reads_what_a_user_wrote() {
         .unwrap_or_else(|difference| panic!("{difference}"));
     as_caller(&user, || check(mount.point(), &user));
 }
+
+/// The copy of a file that its owner may not write has attributes and marks set before it has its mode; and who created such
+/// a file writes and cuts it through the descriptor, as git and tar do.
+#[test]
+fn regression_files_that_may_only_be_read_are_copied_up_and_made() {
+    let Some((layers, user)) = scene() else { return };
+    for (name, mode) in [("d/one", 0o444), ("e/three", 0o400), ("emptied", 0o555)] {
+        fs::set_permissions(layers.lower().join(name), fs::Permissions::from_mode(mode)).expect("chmod");
+    }
+    let lower = layers.lower().join("d/one");
+    rustix::fs::setxattr(lower, "user.kept", b"value", rustix::fs::XattrFlags::empty()).expect("setxattr");
+    let mount = layers.mount();
+    as_caller(&user, || {
+        fs::rename(mount.at("d/one"), mount.at("moved")).expect("rename");
+        fs::set_permissions(mount.at("e/three"), fs::Permissions::from_mode(0o640)).expect("chmod");
+        fs::set_permissions(mount.at("emptied"), fs::Permissions::from_mode(0o755)).expect("chmod of one");
+        let (file, flags) = (mount.at("made"), rustix::fs::OFlags::CREATE | rustix::fs::OFlags::RDWR);
+        let made = crate::posix::script::open(&file, flags, 0o444).expect("create");
+        made.write_all_at(b"contents", 0).expect("write");
+        made.set_len(4).expect("truncate");
+        assert_eq!(fs::read(&file).expect("read"), b"cont");
+    });
+    let moved = layers.upper().join("moved");
+    let mut value = [0; 9];
+    let length = rustix::fs::getxattr(&moved, "user.kept", &mut value[..]).expect("getxattr");
+    assert_eq!(&value[..length], b"value");
+    assert_eq!(fs::metadata(moved).expect("stat").mode() & 0o7777, 0o444);
+}

@@ -275,6 +275,14 @@ pub fn administers_the_machine() -> Result<bool> {
     Ok(admin && rustix::fs::fstat(open_proc("self/ns/user")?)?.st_ino == INITIAL_USER_NAMESPACE)
 }
 
+/// Whether the process may open files whatever their modes say (CAP_DAC_OVERRIDE).
+///
+/// # Errors
+/// Those of capget(2).
+pub fn overrides_permissions() -> Result<bool> {
+    Ok(rustix::thread::capabilities(None)?.effective.contains(CapabilitySet::DAC_OVERRIDE))
+}
+
 /// Makes the calling thread a worker: with a umask of its own, and without the right to exceed quotas.
 ///
 /// # Errors
