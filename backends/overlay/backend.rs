@@ -29,7 +29,7 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
 
     const NAME: &'static str = "overlay";
     const OWNERSHIP: Ownership = Ownership::Exclusive;
-    const HEARS_OPENS: bool = false;
+    const HEARS_OPENS: bool = U::COUNTS_OPENS;
     const HAS_BACKING: bool = U::HAS_BACKING;
 
     fn root(&self) -> Arc<Self::Node> {

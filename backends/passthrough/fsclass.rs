@@ -72,6 +72,17 @@ impl FsClass {
         }
     }
 
+    /// The class of the file system that holds `path`.
+    pub(crate) fn of_path(path: &std::path::Path) -> std::io::Result<Self> {
+        let magic = rustix::fs::statfs(path)?.f_type;
+        Ok(Self::of_magic(magic.cast_unsigned()))
+    }
+
+    /// Whether a file's size is known to be what reading it gives.
+    pub(crate) fn is_true_to_size(self) -> bool {
+        matches!(self, Self::Ordinary | Self::Overlay)
+    }
+
     /// Whether contents are made as they are read.
     pub(crate) fn is_pseudo(self) -> bool {
         matches!(self, Self::Pseudo | Self::Proc)

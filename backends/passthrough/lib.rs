@@ -28,6 +28,7 @@ pub use file::File;
 pub use layer::{LayerOptions, LayerSet};
 pub use node::Node;
 
+use fsclass::FsClass;
 use layer::Held;
 use node::Nodes;
 use tree::{Covered, Tree, open_directory};
@@ -54,6 +55,15 @@ pub struct Passthrough {
     /// Nothing is ever changed through this.
     read_only: bool,
     held: Held,
+}
+
+/// Whether the files of the file system that holds `path` have true sizes, as far as is known: those of procfs and its kind have
+/// not, and must be opened each time.
+///
+/// # Errors
+/// Those of statfs(2).
+pub fn sizes_are_true(path: &std::path::Path) -> std::io::Result<bool> {
+    Ok(FsClass::of_path(path)?.is_true_to_size())
 }
 
 impl Passthrough {

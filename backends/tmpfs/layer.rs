@@ -11,6 +11,8 @@ use crate::{File, Node, Tmpfs};
 const NOT_A_DEVICE: u64 = u64::MAX;
 
 impl Layer for Tmpfs {
+    const COUNTS_OPENS: bool = true;
+
     fn file_system(&self) -> u64 {
         NOT_A_DEVICE
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use crate::harness::{Need, Stats, fill, first_difference, ready, shell};
+use crate::harness::{Need, Stats, command, fill, first_difference, ready, shell};
 use crate::overlay::{Layers, Overlay};
 use crate::posix::script::open;
 
@@ -46,11 +46,11 @@ fn what_was_read_is_read_again_without_a_message() {
     (0..100).for_each(|number| read(&mount, number));
     let before = stats();
     assert_eq!(before.requests("open"), 1, "one is answered, and then none is asked for");
-    let asking = stats();
     (0..100).for_each(|number| read(&mount, number));
-    // To look at the statistics takes a message or two itself.
-    let (own, all) = (asked(&asking) - asked(&before), asked(&stats()) - asked(&asking));
-    assert!(all <= own + 1, "{all} messages for 100 files: {}", stats().json());
+    // To look at the statistics takes a message or two itself, and the kernel may have dropped a page or two. Asked about each
+    // file it would be 300.
+    let all = asked(&stats()) - asked(&before);
+    assert!(all < 20, "{all} messages for 100 files: {}", stats().json());
 }
 
 #[test]
@@ -138,20 +138,34 @@ fn few_descriptors_are_enough_for_many_open_files() {
     }
 }
 
-/// Files of procfs have to be opened; so where something is mounted inside a layer, all are.
+/// Files of procfs have to be opened; so must all where something is mounted inside a layer, and where it is checked who opens.
 #[test]
-fn a_mount_inside_a_layer_has_every_file_opened() {
+fn where_files_must_be_opened_it_is_refused() {
     if !can_run() {
         return;
     }
     let layers = Layers::simple();
     shell("mkdir \"$1/inside\" && mount -t tmpfs tmpfs \"$1/inside\"", layers.lower());
-    let mount = layers.mount_with("");
-    let state = mount.stats().expect("stats").json()["unopened"]["serving"].clone();
-    mount.unmount();
+    let refused = |arguments: &[&str], options: String| {
+        let output = command().args(arguments).arg(layers.point()).args(["-o", &options]).output();
+        let output = output.expect("running splicefs");
+        assert!(!output.status.success(), "it mounted");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let overlay =
+        |lower: &str, options: &str| refused(&["overlay"], format!("lowerdir={lower},open=zero{options}"));
+    let lower = layers.lower().display().to_string();
+    for (said, reason) in [
+        (overlay(&lower, ""), "mounted inside a layer"),
+        (overlay("/proc/sys", ""), "sizes may not be true"),
+        (overlay("/usr/bin", ",allow_root"), "allow_root"),
+        (overlay("/usr/bin", ",passthrough=on"), "passthrough=on"),
+        (overlay("/usr/bin", ",upper=tmpfs"), "must hear"),
+        (refused(&["tmpfs"], "open=zero".into()), "must hear"),
+    ] {
+        assert!(said.contains("open=zero") && said.contains(reason), "{reason}: {said}");
+    }
     shell("umount \"$1/inside\"", layers.lower());
-    layers.unseal();
-    assert_eq!(state, false);
 }
 
 /// What was written a moment ago is open still, on our side; that gives nobody the right to write it.

@@ -48,15 +48,26 @@ impl Layers {
 }
 
 impl Layers {
-    /// A mount inside one of the directories, if there is any. Its files may have to be opened each time, such as those of procfs.
+    /// Why files of these directories may have to be opened each time, as those of procfs: a file system that is not known to
+    /// have true sizes, one of the directories' own or mounted inside one.
     ///
     /// # Errors
-    /// When the table of mounts cannot be read.
-    pub(super) fn mounted_inside(&self) -> std::io::Result<Option<PathBuf>> {
-        let is_inside =
-            |mount: &Path| self.shown().iter().any(|layer| mount != *layer && mount.starts_with(layer));
+    /// When the table of mounts or a file system cannot be read.
+    pub(super) fn must_be_opened(&self) -> std::io::Result<Option<String>> {
+        let lowers = self.lowers.iter().map(|lower| &*lower.path);
+        let all: Vec<&Path> = self.changes.iter().map(|changes| &*changes.upper).chain(lowers).collect();
+        for path in &all {
+            if !splicefs_passthrough::sizes_are_true(path)? {
+                return Ok(Some(format!(
+                    "{} is on a file system whose sizes may not be true",
+                    path.display()
+                )));
+            }
+        }
+        let is_inside = |mount: &Path| all.iter().any(|layer| mount != *layer && mount.starts_with(layer));
         let mut mounts = mountinfo::read()?.into_iter().map(|entry| entry.mount_point);
-        Ok(mounts.find(|mount| is_inside(mount)))
+        let inside = mounts.find(|mount| is_inside(mount));
+        Ok(inside.map(|mount| format!("{} is mounted inside a layer", mount.display())))
     }
 }
 

@@ -68,22 +68,14 @@ impl Found {
         }
     }
 
-    /// Whether files may be used without being opened, where nothing else was asked for.
+    /// What was asked for, where it may be.
     ///
     /// # Errors
     /// Where that was asked for and may not be; and those of looking.
     fn opens(&self, asked: Opens) -> io::Result<Opens> {
         let Self::Layers(_, layers) = self else { return Ok(asked) };
-        match (asked, layers.mounted_inside()?) {
-            (Opens::Zero, Some(mount)) => {
-                Err(io::Error::other(format!("open=zero and {}, mounted inside a layer", mount.display())))
-            }
-            (Opens::Auto, Some(mount)) => {
-                log::info!("open=handle, since {} is mounted inside a layer", mount.display());
-                Ok(Opens::Handle)
-            }
-            _ => Ok(asked),
-        }
+        let why = if asked == Opens::Zero { layers.must_be_opened()? } else { None };
+        why.map_or(Ok(asked), |why| Err(io::Error::other(format!("open=zero cannot be had here: {why}"))))
     }
 
     /// The mount's source as the kernel is told it, unless an option says otherwise.

@@ -46,6 +46,9 @@ impl BitOr for Protection {
 /// The inode numbers in its attributes and directory entries are its own (`Attr::ino`); the overlay tells those of
 /// different layers apart by [`Layer::file_system`].
 pub trait Layer: Backend {
+    /// Whether what is open counts for what there is room for, and an overlay must tell what is opened and closed.
+    const COUNTS_OPENS: bool;
+
     /// A number that two layers share when their inode numbers are those of one file system.
     fn file_system(&self) -> u64;
     /// The UUID of the file system (`FS_IOC_GETFSUUID`); zeros where it has none or does not tell.

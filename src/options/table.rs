@@ -237,7 +237,7 @@ const SPECS: &[Spec] = &[
         "open",
         "MODE",
         |o, v| set(&mut o.opens, values::opens(v)),
-        "zero: files are used without the daemon being asked to open them (default of overlay; tmpfs too if asked for); handle: each is opened",
+        "zero: files of an overlay are used without the daemon being asked to open them (as root); handle: each is opened (auto, the default, too)",
     ),
     value(
         "splice_min",

@@ -3,10 +3,11 @@
 use std::io;
 
 use rustix::fs::{MemfdFlags, memfd_create};
+use splicefs_core::Backend;
 use splicefs_core::sys::creds;
-use splicefs_core::{Backend, Ownership};
 use std::os::fd::AsFd;
 
+use super::SessionConfig;
 use crate::reply::probe;
 use crate::vfs::{Facility, Kernel};
 
@@ -53,7 +54,7 @@ impl Choice {
 /// Whether the kernel asks to open each file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Opens {
-    /// As serves the backend best.
+    /// As is safest: each time.
     Auto,
     /// Never: files are used without being opened (zero-message opens).
     Zero,
@@ -61,30 +62,27 @@ pub enum Opens {
     Handle,
 }
 
-/// Whether files of backend `B` are used without being opened, and why. `passthrough` says whether the kernel is to serve files by
-/// itself, which it can do with what it opens alone.
-pub(super) fn unopened<B: Backend>(opens: Opens, passthrough: Choice) -> io::Result<Facility> {
+/// Whether files of backend `B` are used without being opened, and why. With `passthrough=on` the kernel is to serve files by
+/// itself, which it can do with what it opens alone; with `allow_root` each open is refused to others.
+pub(super) fn unopened<B: Backend>(config: &SessionConfig) -> io::Result<Facility> {
     let state =
         |mode: &str, serving, why: &str| Facility { mode: mode.to_owned(), serving, why: why.to_owned() };
-    let owns_rights = creds::overrides_permissions().map_err(|e| io::Error::other(e.to_string()))?;
-    let excluded = if B::OWNERSHIP == Ownership::Shared {
-        Some("what others change in a mirrored directory is looked for at each open")
-    } else if passthrough == Choice::On {
+    let excluded = if B::HEARS_OPENS {
+        Some("the backend must hear when a file is opened and closed")
+    } else if config.passthrough == Choice::On {
         Some("passthrough=on excludes it")
+    } else if config.allow_root {
+        Some("allow_root is checked at each open")
+    } else if !creds::overrides_permissions().map_err(|e| io::Error::other(e.to_string()))? {
+        // A descriptor keeps the rights that it was opened with, as of a file of mode 0444 that is being written.
+        Some("without CAP_DAC_OVERRIDE a file may not be opened again as it was")
     } else {
         None
     };
-    Ok(match (opens, excluded) {
+    Ok(match (config.opens, excluded) {
         (Opens::Handle, _) => state("handle", false, "turned off"),
         (Opens::Auto, Some(why)) => state("auto", false, why),
-        (Opens::Auto, None) if B::HEARS_OPENS => {
-            state("auto", false, "the room of a removed file is free once it is closed, which must be heard")
-        }
-        // A descriptor keeps the rights that it was opened with, as of a file of mode 0444 that is being written.
-        (Opens::Auto, None) if !owns_rights => {
-            state("auto", false, "without CAP_DAC_OVERRIDE a file may not be opened again as it was")
-        }
-        (Opens::Auto, None) => state("auto", true, "nobody else changes these files"),
+        (Opens::Auto, None) => state("auto", false, "open=zero does it"),
         (Opens::Zero, None) => state("zero", true, "asked for"),
         (Opens::Zero, Some(why)) => {
             return Err(io::Error::other(format!("open=zero cannot be had here: {why}")));

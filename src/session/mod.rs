@@ -88,7 +88,7 @@ const HANDSHAKE_BUFFER: usize = 17 << 20;
 /// Where threads or memory are not to be had, or `splice=on` is not.
 pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
     let splice = facilities::splice(config.splice)?;
-    let unopened = facilities::unopened::<B>(config.opens, config.passthrough)?;
+    let unopened = facilities::unopened::<B>(config)?;
     let passthrough = facilities::passthrough(config.passthrough, B::HAS_BACKING, unopened.serving)?;
     let policy = Policy { splice: splice.serving, splice_min: config.splice_min };
     let counters = Arc::new(Counters::default());

@@ -92,10 +92,10 @@ pub(crate) fn attr(shown: &Shown) -> AttrOut {
 }
 
 /// An open file. One that is only read has nothing to tell when it is closed, and no FLUSH is sent for it.
-pub(crate) fn open(handle: &Handle, caching: Caching) -> OpenOut {
+pub(crate) fn open(handle: &Handle) -> OpenOut {
     let mut backing_id = 0;
     let mut open_flags = match handle.way {
-        Way::Cached if caching.contents => flag::FOPEN_KEEP_CACHE,
+        Way::Cached if handle.keep => flag::FOPEN_KEEP_CACHE,
         Way::Cached => 0,
         Way::Direct => flag::FOPEN_DIRECT_IO,
         Way::Backed(id) => {

@@ -183,9 +183,8 @@ impl<B: Backend> Worker<B> {
                 let open: OpenIn = request.take()?;
                 let by = changer(&request.header, open.open_flags & flag::OPEN_KILL_SUIDGID != 0);
                 let (unique, out, port) = (request.header.unique, &mut self.out, &self.port);
-                let caching = self.vfs.caching();
                 let (sent, handle) = self.vfs.open(&by, id, flags(open.flags), |handle| {
-                    put(out, &answer::open(handle, caching));
+                    put(out, &answer::open(handle));
                     (port.reply(unique, out), handle.id)
                 })?;
                 if sent == Sent::Gone {
@@ -202,7 +201,7 @@ impl<B: Backend> Worker<B> {
                     self.vfs.tmpfile(&by, id, mode, how)?
                 };
                 put(&mut self.out, &answer::entry(&found, self.vfs.caching()));
-                self.out.extend_from_slice(answer::open(&handle, self.vfs.caching()).as_bytes());
+                self.out.extend_from_slice(answer::open(&handle).as_bytes());
                 Ok(Reply::Body(Given { node: Some(found.id), file: Some(handle.id), dir: None }))
             }
             Opcode::Flush => {

@@ -9,6 +9,7 @@ use splicefs_core::{
     SeekTo, Span, WriteMode,
 };
 
+use super::iomode::Bypass;
 use super::unopened::NO_HANDLE;
 use super::{FileRef, Found, Handle, OpenFile, Use, VNode, Vfs, Way};
 use crate::reply::{Engine, Outcome};
@@ -21,12 +22,14 @@ impl<B: Backend> Vfs<B> {
         let Opened { file, direct_io, stream, changed } = opened;
         let writes = flags.writes();
         let way = if direct_io { Way::Direct } else { self.enter(&vnode, &file, writes) };
+        // A mapping that outlives its descriptor changes the file past the page cache.
+        let keep = self.caching.contents && vnode.io_mode.bypass() == Bypass::Never;
         // A file that the kernel writes by itself has attributes that it must ask for.
         if changed || (writes && matches!(way, Way::Backed(_))) {
             self.attributes_changed(self.backend.id(&vnode.node));
         }
         let id = self.files.insert(OpenFile { vnode, file, made_for_caller: direct_io, way, writes });
-        Handle { id, way, stream, read_only: !writes }
+        Handle { id, way, keep, stream, read_only: !writes }
     }
 
     /// Opens a regular file, and gives the handle to `reply`, whose result is returned. One that is truncated waits for

@@ -115,6 +115,8 @@ pub struct Handle {
     pub id: HandleId,
     /// How reads and writes are served.
     pub way: Way,
+    /// What the page cache of the kernel holds of the file is still what the file holds.
+    pub keep: bool,
     /// The file has no offsets.
     pub stream: bool,
     /// Nothing is written through it, so that closing it has nothing to tell.

@@ -129,7 +129,13 @@ impl<B: Backend> Vfs<B> {
         let key = (self.backend.id(&vnode.node), (what, flags.has(libc::O_DIRECT)));
         let open = OpenFile { vnode, file: opened.file, made_for_caller: false, way: Way::Direct, writes };
         let _closed_after_the_lock = self.unopened.0.lock().push(key, Arc::new(open));
-        Handle { id: NO_HANDLE, way: Way::Cached, stream: false, read_only: !writes }
+        Handle {
+            id: NO_HANDLE,
+            way: Way::Cached,
+            keep: self.caching.contents,
+            stream: false,
+            read_only: !writes,
+        }
     }
 
     /// The open file of a request that may name one.
@@ -161,7 +167,11 @@ impl<B: Backend> Vfs<B> {
             Err(e) if what == Use::Write && e.errno() == Errno::EACCES => open(OpenFlags(libc::O_WRONLY)),
             opened => opened,
         };
-        let Opened { file, changed, .. } = opened?;
+        let Opened { file, direct_io, changed, .. } = opened?;
+        if direct_io {
+            // A file of procfs and its kind, whose size says nothing: the kernel would take it for empty.
+            return Err(Errno::EOPNOTSUPP.into());
+        }
         if changed {
             self.attributes_changed(id);
         }

@@ -383,6 +383,8 @@ impl<B: Layer> Backend for Recorded<B> {
 }
 
 impl<B: Layer> Layer for Recorded<B> {
+    const COUNTS_OPENS: bool = B::COUNTS_OPENS;
+
     fn file_system(&self) -> u64 {
         self.inner.file_system()
     }

@@ -21,8 +21,8 @@ const SIZE: usize = 1 << 20;
 const WRITTEN: std::ops::Range<usize> = 65536..131_072;
 /// The read paths; the kernel has but one.
 const WAYS: [&str; 6] = [
-    "",
-    "splice=off",
+    "open=zero",
+    "open=zero,splice=off",
     "passthrough=on",
     "open=handle,passthrough=off",
     "open=handle,passthrough=off,splice=off",
