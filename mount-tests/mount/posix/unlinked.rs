@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::Duration;
 
 use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, SeekFrom, Timespec, Timestamps, XattrFlags};
 use rustix::process::{Gid, Uid};
@@ -11,11 +12,20 @@ use super::differential;
 use super::script::{Script, open, os, summary};
 use crate::harness::fill;
 
+/// The time of modification; what was modified just now was so a moment later in the mount than natively.
+fn time(meta: &fs::Metadata) -> String {
+    let modified = meta.modified().expect("a time");
+    match modified.elapsed() {
+        Ok(ago) if ago > Duration::from_secs(3600) => meta.mtime().to_string(),
+        _ => "now".to_owned(),
+    }
+}
+
 fn note_file(script: &mut Script, step: &str, file: &fs::File) {
     let meta = file.metadata().map_err(|e| e.raw_os_error());
     script.note(
         step,
-        meta.map(|m| (m.nlink(), m.len(), format!("{:o}", m.mode()), m.uid(), m.gid(), m.mtime())),
+        meta.map(|m| (m.nlink(), m.len(), format!("{:o}", m.mode()), m.uid(), m.gid(), time(&m))),
     );
     let mut buffer = vec![0; 65536];
     let read = os(file.read_at(&mut buffer, 0)).map(|length| summary(&buffer[..length]));
