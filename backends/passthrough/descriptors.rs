@@ -1,12 +1,11 @@
 //! A bounded number of `O_PATH` descriptors of nodes.
 
-use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use splicefs_core::{Errno, NodeId, Result};
+use splicefs_core::{Errno, NodeId, Result, sys};
 
 /// The part of the descriptor limit that nodes may hold; the rest is for open files, directories and pipes.
 const SHARE: u64 = 4;
@@ -22,10 +21,7 @@ pub(crate) struct Descriptors(Mutex<LruCache<NodeId, Arc<OwnedFd>>>);
 impl Descriptors {
     /// A cache for the descriptor limit (`RLIMIT_NOFILE`) in force.
     pub(crate) fn new() -> Self {
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-        let bound = (limit / SHARE).clamp(AT_LEAST, AT_MOST);
-        let bound = usize::try_from(bound).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN);
-        Self(Mutex::new(LruCache::new(bound)))
+        Self(Mutex::new(LruCache::new(sys::descriptor_share(SHARE, AT_LEAST, AT_MOST))))
     }
 
     pub(crate) fn get(&self, id: NodeId) -> Option<Arc<OwnedFd>> {

@@ -3,12 +3,11 @@
 //!
 //! What was used last stays open here, by node and by what it is used for; it goes when the kernel forgets the node.
 
-use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use splicefs_core::{Backend, Caller, Errno, HandleId, NodeId, OpenFlags, Opened, Result};
+use splicefs_core::{Backend, Caller, Errno, HandleId, NodeId, OpenFlags, Opened, Result, sys};
 
 use super::{Handle, OpenFile, VNode, Vfs, Way};
 
@@ -71,10 +70,7 @@ pub(super) struct Unopened<B: Backend>(Mutex<Files<B>>);
 impl<B: Backend> Unopened<B> {
     /// A cache for the descriptor limit (`RLIMIT_NOFILE`) in force.
     pub(super) fn new() -> Self {
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
-        let bound = (limit / SHARE).clamp(AT_LEAST, AT_MOST);
-        let bound = usize::try_from(bound).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN);
-        Self(Mutex::new(LruCache::new(bound)))
+        Self(Mutex::new(LruCache::new(sys::descriptor_share(SHARE, AT_LEAST, AT_MOST))))
     }
 
     /// The kernel has forgotten the node.

@@ -24,6 +24,15 @@ pub(crate) fn command() -> Command {
     Command::new(splicefs_binary())
 }
 
+/// A command that runs `program`, under a limit of open descriptors (RLIMIT_NOFILE, soft and hard) if one is given.
+pub(crate) fn limited(program: &Path, descriptors: Option<u64>) -> Command {
+    let Some(limit) = descriptors else { return Command::new(program) };
+    // prlimit(1) becomes the daemon, which so starts under the limit and cannot raise it.
+    let mut command = Command::new("prlimit");
+    command.arg(format!("--nofile={limit}:{limit}")).arg(program);
+    command
+}
+
 /// The program where `user` can execute it: a build directory under a private home cannot be entered.
 pub(crate) fn program_for(user: Option<(u32, u32)>, dir: &Path) -> PathBuf {
     if user.is_none() {

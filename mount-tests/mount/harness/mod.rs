@@ -11,7 +11,7 @@ mod stats;
 mod tools;
 mod wait;
 
-pub(crate) use daemon::{Daemon, command, program_for, splicefs_binary};
+pub(crate) use daemon::{Daemon, command, limited, program_for, splicefs_binary};
 pub(crate) use identity::{Identity, as_caller, unprivileged_user};
 pub(crate) use mount::{Mount, MountBuilder};
 pub(crate) use mountinfo::{entry_at, is_mounted};

@@ -11,7 +11,7 @@ use std::thread;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use tempfile::TempDir;
 
-use super::daemon::{Daemon, program_for};
+use super::daemon::{Daemon, limited, program_for};
 use super::{Stats, is_mounted, native_control, scratch, until_unmounted};
 
 /// What will be mounted. The source can be filled before [`MountBuilder::start`].
@@ -62,15 +62,7 @@ impl MountBuilder {
     }
 
     fn daemon_command(&self, program: &Path, point: &Path) -> Command {
-        // prlimit(1) becomes the daemon, which so starts under the limit and cannot raise it.
-        let mut command = match self.descriptor_limit {
-            Some(limit) => {
-                let mut command = Command::new("prlimit");
-                command.arg(format!("--nofile={limit}:{limit}")).arg(program);
-                command
-            }
-            None => Command::new(program),
-        };
+        let mut command = limited(program, self.descriptor_limit);
         command.arg("passthrough").arg(&self.source).arg(point).arg("-f");
         for options in &self.options {
             command.args(["-o", options]);

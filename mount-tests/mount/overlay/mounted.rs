@@ -12,7 +12,9 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
-use crate::harness::{Daemon, Stats, is_mounted, native_control, program_for, until, until_unmounted};
+use crate::harness::{
+    Daemon, Stats, is_mounted, limited, native_control, program_for, until, until_unmounted,
+};
 
 /// Descriptors that the daemon opens when it first copies something up: of its directories below the work directory.
 const OWN: usize = 3;
@@ -79,15 +81,7 @@ impl Plan<'_> {
     /// The command that serves in the foreground.
     fn command(&self) -> Command {
         let program = program_for(self.user, self.dir);
-        let mut command = match self.descriptors {
-            // prlimit(1) becomes the daemon.
-            Some(limit) => {
-                let mut command = Command::new("prlimit");
-                command.arg(format!("--nofile={limit}:{limit}")).arg(program);
-                command
-            }
-            None => Command::new(program),
-        };
+        let mut command = limited(&program, self.descriptors);
         let mut layers = OsString::from("lowerdir=");
         for (index, lower) in self.lowers.iter().enumerate() {
             layers.push(if index == 0 { "" } else { ":" });

@@ -1,5 +1,6 @@
 //! What only procfs can do: an `O_PATH` descriptor opened once more, through `/proc/self/fd`; what a thread does.
 
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
@@ -35,6 +36,13 @@ pub fn open_proc(path: &str) -> Result<OwnedFd> {
         Some(proc) => openat(proc, path, flags, Mode::empty())?,
         None => openat(rustix::fs::CWD, format!("/proc/{path}"), flags, Mode::empty())?,
     })
+}
+
+/// As many descriptors as one part in `share` of the limit in force (`RLIMIT_NOFILE`), at least and at most so many.
+pub fn descriptor_share(share: u64, at_least: u64, at_most: u64) -> NonZeroUsize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+    let bound = (limit / share).clamp(at_least, at_most);
+    usize::try_from(bound).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN)
 }
 
 /// What a thread does.
