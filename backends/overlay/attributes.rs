@@ -77,7 +77,7 @@ impl Config {
     /// Whether a copy without this attribute could be used by those who may not use the original, or the reverse
     /// (`ovl_must_copy_xattr`).
     fn decides_access(&self, name: &CStr) -> bool {
-        name.to_bytes().starts_with(b"security.") || is_acl(name) && self.has_acls()
+        name.to_bytes().starts_with(b"security.") || is_acl(name) && self.acls
     }
 }
 

@@ -52,16 +52,8 @@ pub struct Config {
     pub static_nlink: bool,
     /// Whose the files are, if not whose they are in the layers.
     pub owners: Owners,
-    /// Files have POSIX ACLs, unless owners are others than in the layers.
+    /// Files have POSIX ACLs.
     pub acls: bool,
-}
-
-impl Config {
-    /// Whether files have ACLs. These name users and groups as they are in the layers, so a mount with owners of its own has
-    /// none.
-    pub(crate) fn has_acls(&self) -> bool {
-        self.acls && self.owners.are_plain()
-    }
 }
 
 impl Default for Config {

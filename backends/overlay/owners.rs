@@ -74,7 +74,7 @@ pub struct Owners {
 
 impl Owners {
     /// Whether owners are what they are in the layers.
-    pub(crate) fn are_plain(&self) -> bool {
+    pub fn are_plain(&self) -> bool {
         self.users.is_plain() && self.groups.is_plain()
     }
 

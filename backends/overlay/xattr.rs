@@ -51,7 +51,7 @@ pub(crate) fn is_own_mark(namespace: Namespace, name: &CStr) -> bool {
 
 impl<L: Layer, U: Layer> Overlay<L, U> {
     fn check(&self, name: &CStr) -> Result<()> {
-        if is_acl(name) && !self.config.has_acls() {
+        if is_acl(name) && !self.config.acls {
             return Err(Errno::EOPNOTSUPP.into());
         }
         Ok(())
@@ -81,7 +81,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         };
         let names = all.split(|&byte| byte == 0).filter(|name| !name.is_empty());
         let mut list = Vec::with_capacity(all.len());
-        let acls = self.config.has_acls();
+        let acls = self.config.acls;
         let names = names.filter(|name| acls || !name.starts_with(ACL));
         for name in names.filter_map(|name| shown(self.config.namespace, name)) {
             list.extend_from_slice(&name);

@@ -246,7 +246,7 @@ fn session_config(options: &Options) -> SessionConfig {
         attr_timeout: options.attr_timeout,
         owner: rustix::process::getuid().as_raw(),
         allow_root: options.access == Access::Root,
-        acls: !options.overlay.noacl,
+        acls: options.overlay.has_acls(),
     }
 }
 

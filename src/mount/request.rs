@@ -38,7 +38,7 @@ impl Request {
             subtype: options.subtype.clone(),
             flags: flags(options),
             // Where ACLs are negotiated they imply it; without, the kernel would check nothing.
-            default_permissions: options.default_permissions || options.overlay.noacl,
+            default_permissions: options.default_permissions || !options.overlay.has_acls(),
             // The kernel knows no allow_root: everybody may come in, and the session turns the others away.
             allow_other: options.access != Access::Owner,
             auto_unmount: options.auto_unmount,

@@ -188,9 +188,14 @@ impl OverlayOptions {
             volatile: self.volatile,
             static_nlink: self.static_nlink,
             owners: self.owners.clone(),
-            // With records they would be about other owners than those that are shown.
-            acls: self.records.is_none() && !self.noacl,
+            acls: self.has_acls(),
         })
+    }
+
+    /// Whether files have POSIX ACLs. These name users and groups as they are in the layers, so a mount with owners of its own
+    /// has none.
+    pub fn has_acls(&self) -> bool {
+        !self.noacl && self.records.is_none() && self.owners.are_plain()
     }
 }
 

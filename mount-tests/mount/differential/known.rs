@@ -22,6 +22,8 @@ enum By {
     KernelOverlay,
     /// The overlay backend, by decision.
     Overlay,
+    /// Files that are used without being opened.
+    Unopened,
 }
 
 /// A difference that is explained: by whom and why, and where.
@@ -75,7 +77,7 @@ const ANSWERS: [Known<Answers>; 2] = [
 ];
 
 /// Times that differ in whether a step changed them.
-const TIMES: [Known<Times>; 3] = [
+const TIMES: [Known<Times>; 4] = [
     Known {
         by: By::Fuse,
         reason: "writing to a FIFO: fs/pipe.c calls file_update_time, which FUSE's inodes, S_NOCMTIME without writeback \
@@ -104,6 +106,14 @@ const TIMES: [Known<Times>; 3] = [
         applies: |step, answer, _, native, mounted| {
             let no_change = answer.is_err() || !step.op.changes_attributes();
             native.modified == mounted.modified && (no_change || mounted.changed == Change::Yes)
+        },
+    },
+    Known {
+        by: By::Unopened,
+        reason: "of an empty file, truncate(2) to nothing changes no time and open(2) with O_TRUNC does; FUSE sends the same \
+                 SETATTR for both, which is taken for the second",
+        applies: |step, _, node, native, _| {
+            matches!(step.op, Op::Truncate(_, 0)) && node.st_size == 0 && native.modified == Change::No
         },
     },
 ];
@@ -207,16 +217,23 @@ pub(crate) enum Explained {
     /// None but the kernel's own, for it is the kernel's overlayfs too.
     OfKernelOverlay,
     OfOverlay,
+    /// With `open=zero`.
+    OfUnopenedOverlay,
 }
 
 impl Explained {
+    fn is_of_our_overlay(self) -> bool {
+        matches!(self, Self::OfOverlay | Self::OfUnopenedOverlay)
+    }
+
     fn counts(self, by: By) -> bool {
         match by {
             By::Fuse => !matches!(self, Self::Nothing | Self::OfKernelOverlay),
-            By::Passthrough => matches!(self, Self::OfPassthrough | Self::OfOverlay),
+            By::Passthrough => self == Self::OfPassthrough || self.is_of_our_overlay(),
             By::Tmpfs => self == Self::OfTmpfs,
-            By::KernelOverlay => matches!(self, Self::OfKernelOverlay | Self::OfOverlay),
-            By::Overlay => self == Self::OfOverlay,
+            By::KernelOverlay => self == Self::OfKernelOverlay || self.is_of_our_overlay(),
+            By::Overlay => self.is_of_our_overlay(),
+            By::Unopened => self == Self::OfUnopenedOverlay,
         }
     }
 

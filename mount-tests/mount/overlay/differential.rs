@@ -94,7 +94,11 @@ impl Comparison {
     }
 
     fn explained(self) -> Explained {
-        if self.with == Engine::Kernel { Explained::OfKernelOverlay } else { Explained::OfOverlay }
+        match self.with {
+            Engine::Kernel => Explained::OfKernelOverlay,
+            Engine::Splicefs if self.own.contains("open=zero") => Explained::OfUnopenedOverlay,
+            Engine::Splicefs => Explained::OfOverlay,
+        }
     }
 
     /// The index, by which the names of a file that is copied up stay one, belongs to the upper layer: below another one only

@@ -71,10 +71,12 @@ fn acls_of_the_layers_do_not_count() {
 #[test]
 fn without_acls_the_umask_always_counts() {
     let Some(layers) = scene() else { return };
-    let mount = layers.mount_with("noacl");
-    for umask in [0, 0o027, 0o077] {
-        let expected = [0o666 & !umask, 0o777 & !umask, 0o666 & !umask];
-        assert_eq!(made(&mount.at("d"), umask), expected, "{umask:o}");
+    for own in ["noacl", "squash_to_uid=1002", "uidmapping=0:0:65536"] {
+        let mount = layers.mount_with(own);
+        for umask in [0, 0o027, 0o077] {
+            let expected = [0o666 & !umask, 0o777 & !umask, 0o666 & !umask];
+            assert_eq!(made(&mount.at("d"), umask), expected, "{own}, {umask:o}");
+        }
     }
 }
 
