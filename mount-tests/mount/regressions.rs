@@ -4,11 +4,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, XattrFlags};
+use rustix::fs::{Mode, OFlags, XattrFlags};
+use rustix::io::Errno;
 
-use crate::harness::{Identity, Mount, Need, Watchdog, as_caller, ready, unprivileged_user};
+use crate::harness::{Identity, Mount, Need, Watchdog, as_caller, ready, shell, unprivileged_user};
 
 fn root_mount(options: &str) -> Option<Mount> {
     ready(&[Need::Fuse, Need::Root]).then(|| Mount::builder().options(options).start())
@@ -192,4 +193,30 @@ fn a_cleared_setuid_bit_is_seen_at_once() {
     })
     .expect("writing as another user");
     assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7777, 0o777);
+}
+
+/// open(2) with O_RDONLY and O_TRUNC said ETXTBSY, as it does natively, when it had truncated the program that was running.
+#[test]
+fn a_running_program_is_not_truncated_by_a_refused_open() {
+    for options in ["passthrough=off", "passthrough=on"] {
+        let Some(mount) = root_mount(options) else { return };
+        let program = mount.point().join("program");
+        shell("cp \"$(command -v sleep)\" \"$1\"", &program);
+        let size = fs::metadata(&program).expect("stat").len();
+        let truncate = || rustix::fs::open(&program, OFlags::RDONLY | OFlags::TRUNC, Mode::empty()).map(drop);
+        let mut running = Command::new(&program).arg("60").spawn().expect("running it");
+        let refused = truncate();
+        let ended = running.try_wait().expect("looking after it");
+        running.kill().expect("ending it");
+        running.wait().expect("waiting for it");
+        assert_eq!(refused, Err(Errno::TXTBSY), "{options}");
+        assert_eq!(ended, None, "{options}: it is still running");
+        assert_eq!(fs::metadata(&program).expect("stat").len(), size, "{options}");
+        // Its process may be gone a little before the kernel says that it has closed the file.
+        let given_up = Instant::now() + Duration::from_secs(10);
+        while truncate() == Err(Errno::TXTBSY) && Instant::now() < given_up {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(fs::metadata(&program).expect("stat").len(), 0, "{options}: it has ended");
+    }
 }

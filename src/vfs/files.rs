@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use splicefs_core::sys::{creds, ioctl};
 use splicefs_core::{
@@ -13,6 +14,9 @@ use super::iomode::Bypass;
 use super::unopened::NO_HANDLE;
 use super::{FileRef, Found, Handle, OpenFile, Use, VNode, Vfs, Way};
 use crate::reply::{Engine, Outcome};
+
+/// In the flags of an open, by which the kernel opens a program to run it (`__FMODE_EXEC` in include/linux/fs.h).
+const FMODE_EXEC: i32 = 0x20;
 
 impl<B: Backend> Vfs<B> {
     fn handle(&self, vnode: Arc<VNode<B>>, opened: Opened<B::File>, flags: OpenFlags) -> Handle {
@@ -28,7 +32,11 @@ impl<B: Backend> Vfs<B> {
         if changed || (writes && matches!(way, Way::Backed(_))) {
             self.attributes_changed(self.backend.id(&vnode.node));
         }
-        let id = self.files.insert(OpenFile { vnode, file, made_for_caller: direct_io, way, writes });
+        let runs = flags.has(FMODE_EXEC);
+        if runs {
+            vnode.running.fetch_add(1, Ordering::Relaxed);
+        }
+        let id = self.files.insert(OpenFile { vnode, file, made_for_caller: direct_io, way, writes, runs });
         Handle { id, way, keep, stream, read_only: !writes }
     }
 
@@ -36,7 +44,8 @@ impl<B: Backend> Vfs<B> {
     /// the reads that are on their way, and others wait for its reply.
     ///
     /// # Errors
-    /// `ENOSYS` where files are used without being opened: the kernel takes that as success, and asks no more.
+    /// `ENOSYS` where files are used without being opened: the kernel takes that as success, and asks no more. `ETXTBSY` if a
+    /// program that is run would be truncated.
     pub fn open<R>(
         &self,
         caller: &Caller,
@@ -51,6 +60,10 @@ impl<B: Backend> Vfs<B> {
         if !flags.has(libc::O_TRUNC) {
             let opened = self.backend.open(caller, &vnode.node, flags)?;
             return Ok(reply(&self.handle(vnode, opened, flags)));
+        }
+        if !flags.writes() && vnode.running.load(Ordering::Relaxed) > 0 {
+            // The kernel says so, too, but only after we would have truncated the file (`handle_truncate` in fs/namei.c).
+            return Err(Errno::ETXTBSY.into());
         }
         let length = vnode.length.change();
         let before = self.backend.getattr(&vnode.node, None)?;
@@ -180,6 +193,9 @@ impl<B: Backend> Vfs<B> {
         }
         let open = self.files.remove(id)?;
         self.leave(&open);
+        if open.runs {
+            open.vnode.running.fetch_sub(1, Ordering::Relaxed);
+        }
         Ok(())
     }
 

@@ -15,6 +15,7 @@ mod xattrs;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use splicefs_core::{Attr, Backend, Entry, HandleId, HandleTable, NodeId, NodeTable, Result};
 
@@ -67,11 +68,13 @@ pub(crate) struct VNode<B: Backend> {
     pub(crate) node: Arc<B::Node>,
     pub(crate) length: Length,
     io_mode: IoMode,
+    /// How many open files of it are programs that are run.
+    running: AtomicUsize,
 }
 
 impl<B: Backend> VNode<B> {
     fn new(node: Arc<B::Node>) -> Self {
-        Self { node, length: Length::default(), io_mode: IoMode::default() }
+        Self { node, length: Length::default(), io_mode: IoMode::default(), running: AtomicUsize::new(0) }
     }
 }
 
@@ -83,6 +86,8 @@ pub(crate) struct OpenFile<B: Backend> {
     pub(crate) made_for_caller: bool,
     way: Way,
     writes: bool,
+    /// It is a program that is run. The process holds it open until it ends.
+    runs: bool,
 }
 
 /// A mounted file system.

@@ -91,6 +91,13 @@ impl<B: Backend> Unopened<B> {
     }
 }
 
+impl<B: Backend> OpenFile<B> {
+    /// A file that the kernel did not ask us to open.
+    fn unasked(vnode: Arc<VNode<B>>, file: B::File, writes: bool) -> Self {
+        Self { vnode, file, made_for_caller: false, way: Way::Direct, writes, runs: false }
+    }
+}
+
 impl<B: Backend> Vfs<B> {
     /// The open file that a request means: the one that it names, or one of the node if it names none.
     pub(super) fn opened(&self, file: FileRef, what: Use) -> Result<Arc<OpenFile<B>>> {
@@ -123,7 +130,7 @@ impl<B: Backend> Vfs<B> {
         let writes = flags.writes();
         let what = if writes { Use::Write } else { Use::Read };
         let key = (self.backend.id(&vnode.node), (what, flags.has(libc::O_DIRECT)));
-        let open = OpenFile { vnode, file: opened.file, made_for_caller: false, way: Way::Direct, writes };
+        let open = OpenFile::unasked(vnode, opened.file, writes);
         let _closed_after_the_lock = self.unopened.0.lock().push(key, Arc::new(open));
         Handle {
             id: NO_HANDLE,
@@ -172,6 +179,6 @@ impl<B: Backend> Vfs<B> {
             self.attributes_changed(id);
         }
         let writes = what == Use::Write;
-        Ok((OpenFile { vnode, file, made_for_caller: false, way: Way::Direct, writes }, lasts))
+        Ok((OpenFile::unasked(vnode, file, writes), lasts))
     }
 }
