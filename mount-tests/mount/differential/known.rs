@@ -96,7 +96,7 @@ const TIMES: [Known<Times>; 4] = [
                  (ovl_copy_up_meta_inode_data); nobody has changed the file",
         applies: |step, _, _, native, mounted| {
             let opened = matches!(step.op, Op::Open { .. });
-            opened && native.modified == Change::Yes && mounted.modified == Change::No
+            opened && native.modified == Change::Yes && mounted.modified != Change::Yes
         },
     },
     Known {
@@ -105,7 +105,7 @@ const TIMES: [Known<Times>; 4] = [
                  what asked for the copy, an open or something that then failed, has not changed the file",
         applies: |step, answer, _, native, mounted| {
             let no_change = answer.is_err() || !step.op.changes_attributes();
-            native.modified == mounted.modified && (no_change || mounted.changed == Change::Yes)
+            native.modified.agrees(mounted.modified) && (no_change || mounted.changed == Change::Yes)
         },
     },
     Known {

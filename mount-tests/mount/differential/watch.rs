@@ -52,7 +52,7 @@ impl Debug for Change {
 }
 
 impl Change {
-    fn agrees(self, other: Self) -> bool {
+    pub(crate) fn agrees(self, other: Self) -> bool {
         self == other || self == Self::Unknown || other == Self::Unknown
     }
 }

@@ -106,6 +106,11 @@ fn overlay_in_memory_agrees_with_the_kernels_with_an_index() {
 }
 
 #[test]
+fn overlay_in_memory_agrees_with_the_kernels_with_metacopy() {
+    agrees(METACOPY, IN_MEMORY, Ground::Tmpfs, 4);
+}
+
+#[test]
 fn overlay_agrees_with_the_kernels_with_marks_of_users() {
     agrees(USER, "redirect_dir=off,open=handle", Ground::Tmpfs, 2);
 }
