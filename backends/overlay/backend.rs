@@ -156,6 +156,10 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
         self.on_upper(file, |layer, real| layer.write(caller, real, offset, data, mode))
     }
 
+    fn tells_at_close(&self, file: &Self::File) -> bool {
+        self.tells_at_close(file)
+    }
+
     fn flush(&self, file: &Self::File) -> Result<()> {
         self.flush_file(file)
     }

@@ -154,6 +154,11 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         self.on_either(file, |layer, real| layer.mode(real), |layer, real| layer.mode(real))
     }
 
+    /// What is open for writing is an upper file, or will be.
+    pub(crate) fn tells_at_close(&self, file: &File<L, U>) -> bool {
+        self.on_either(file, |layer, real| Ok(layer.tells_at_close(real)), |_, _| Ok(true)).unwrap_or(true)
+    }
+
     pub(crate) fn flush_file(&self, file: &File<L, U>) -> Result<()> {
         self.on_either(file, |layer, real| layer.flush(real), |_, _| Ok(()))
     }

@@ -157,6 +157,10 @@ impl Backend for Passthrough {
         file.write(offset, data, mode)
     }
 
+    fn tells_at_close(&self, file: &File) -> bool {
+        file.tells_at_close()
+    }
+
     fn flush(&self, file: &File) -> Result<()> {
         self.tree.nodes.descriptors.with_room(|| file.flush())
     }

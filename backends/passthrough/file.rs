@@ -47,8 +47,8 @@ pub struct File {
     /// back from its page cache meanwhile (mmap(2)), whose lengths `O_DIRECT` would refuse.
     direct: Option<OwnedFd>,
     contents: Contents,
-    /// Whether the file is of a file system whose sizes are known to be true.
-    ordinary: bool,
+    /// What kind of file system the file is of.
+    class: FsClass,
     /// The source takes nothing but appended bytes (chattr(1) `+a`), and the descriptor writes at the end alone.
     append_only: bool,
     /// Held from seeking to writing, in files that are written where they stand.
@@ -144,12 +144,12 @@ impl Tree {
             None
         };
         node.opened(&fd);
-        let ordinary = self.class(node)? != FsClass::Unknown;
+        let class = self.class(node)?;
         let stream = contents == Contents::Stream;
         let direct_io = stream || contents == Contents::Pseudo;
         let append_only = flags.has(libc::O_APPEND) && rustix::fs::fcntl_getfl(&fd)?.contains(OFlags::APPEND);
         Ok(Opened {
-            file: File { fd, direct, contents, ordinary, append_only, position: Mutex::new(()) },
+            file: File { fd, direct, contents, class, append_only, position: Mutex::new(()) },
             direct_io,
             stream,
             changed: false,
@@ -185,7 +185,7 @@ impl Tree {
             fd: Arc::new(fd),
             direct: None,
             contents: Contents::Device(size),
-            ordinary: false,
+            class: FsClass::Unknown,
             append_only: false,
             position: Mutex::new(()),
         };
@@ -212,7 +212,8 @@ impl File {
     /// The descriptor of a file that the kernel may serve by itself. Not of one that takes nothing but appended bytes, into
     /// which a mapping could be written; nor of one that may look like one of procfs when it is opened again.
     pub(crate) fn backing(&self) -> Option<Arc<OwnedFd>> {
-        (self.contents == Contents::Pages && self.ordinary && !self.append_only).then(|| self.fd.clone())
+        (self.contents == Contents::Pages && self.class != FsClass::Unknown && !self.append_only)
+            .then(|| self.fd.clone())
     }
 
     /// A descriptor to wait on, for files that are not always ready.
@@ -348,6 +349,11 @@ impl File {
             }
         };
         once(self.direct.as_ref().unwrap_or(&self.fd))
+    }
+
+    /// A local file system has no `flush` in its file operations.
+    pub(crate) fn tells_at_close(&self) -> bool {
+        self.class != FsClass::Ordinary
     }
 
     pub(crate) fn flush(&self) -> Result<()> {

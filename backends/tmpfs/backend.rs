@@ -148,6 +148,10 @@ impl Backend for Tmpfs {
         file.write(caller, offset, data, mode)
     }
 
+    fn tells_at_close(&self, _file: &File) -> bool {
+        false
+    }
+
     /// `ENOSYS` tells the kernel that there is nothing to be done, and it asks no more.
     fn flush(&self, _file: &File) -> Result<()> {
         Err(Errno::ENOSYS.into())

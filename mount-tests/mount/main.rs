@@ -19,6 +19,7 @@ mod overlay;
 mod posix;
 mod reads;
 mod regressions;
+mod requests;
 mod special;
 mod storm;
 mod tmpfs;

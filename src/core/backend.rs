@@ -260,6 +260,9 @@ pub trait Backend: Send + Sync + 'static {
         data: &[u8],
         mode: WriteMode,
     ) -> Result<usize>;
+    /// Whether closing the file may have an error to tell ([`Backend::flush`]): where writing goes on after write(2) has returned,
+    /// and close(2) says how it ended.
+    fn tells_at_close(&self, file: &Self::File) -> bool;
     /// A descriptor of the file is closed: errors of earlier writes may be told now.
     fn flush(&self, file: &Self::File) -> Result<()>;
     /// Makes the contents durable, and the attributes unless `data_only`.

@@ -91,7 +91,7 @@ pub(crate) fn attr(shown: &Shown) -> AttrOut {
     AttrOut { attr_valid, attr_valid_nsec, dummy: 0, attr: attr_body(&shown.attr) }
 }
 
-/// An open file. One that is only read has nothing to tell when it is closed, and no FLUSH is sent for it.
+/// An open file. No FLUSH is sent for one that has nothing to tell when it is closed.
 pub(crate) fn open(handle: &Handle) -> OpenOut {
     let mut backing_id = 0;
     let mut open_flags = match handle.way {
@@ -107,7 +107,7 @@ pub(crate) fn open(handle: &Handle) -> OpenOut {
     if handle.stream {
         open_flags |= flag::FOPEN_STREAM | flag::FOPEN_NONSEEKABLE;
     }
-    if handle.read_only {
+    if handle.closes_silently {
         open_flags |= flag::FOPEN_NOFLUSH;
     }
     OpenOut { fh: handle.id.0, open_flags, backing_id }

@@ -32,12 +32,13 @@ impl<B: Backend> Vfs<B> {
         if changed || (writes && matches!(way, Way::Backed(_))) {
             self.attributes_changed(self.backend.id(&vnode.node));
         }
+        let closes_silently = !writes || !self.backend.tells_at_close(&file);
         let runs = flags.has(FMODE_EXEC);
         if runs {
             vnode.running.fetch_add(1, Ordering::Relaxed);
         }
         let id = self.files.insert(OpenFile { vnode, file, made_for_caller: direct_io, way, writes, runs });
-        Handle { id, way, keep, stream, read_only: !writes }
+        Handle { id, way, keep, stream, closes_silently }
     }
 
     /// Opens a regular file, and gives the handle to `reply`, whose result is returned. One that is truncated waits for

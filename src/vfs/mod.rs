@@ -124,8 +124,8 @@ pub struct Handle {
     pub keep: bool,
     /// The file has no offsets.
     pub stream: bool,
-    /// Nothing is written through it, so that closing it has nothing to tell.
-    pub read_only: bool,
+    /// Closing it has nothing to tell.
+    pub closes_silently: bool,
 }
 
 impl<B: Backend> Vfs<B> {

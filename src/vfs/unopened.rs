@@ -137,7 +137,7 @@ impl<B: Backend> Vfs<B> {
             way: Way::Cached,
             keep: self.caching.contents,
             stream: false,
-            read_only: !writes,
+            closes_silently: !writes,
         }
     }
 

@@ -277,6 +277,10 @@ impl<B: Layer> Backend for Recorded<B> {
         self.change(caller, file, |by| self.inner.write(by, &file.inner, offset, data, mode))
     }
 
+    fn tells_at_close(&self, file: &Self::File) -> bool {
+        self.inner.tells_at_close(&file.inner)
+    }
+
     fn flush(&self, file: &Self::File) -> Result<()> {
         self.inner.flush(&file.inner)
     }

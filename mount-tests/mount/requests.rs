@@ -1,0 +1,91 @@
+//! How many messages common operations take: fewer requests are the first of all speed.
+
+use std::fs;
+use std::path::Path;
+
+use crate::harness::{Mount, Need, Stats, ready};
+use crate::overlay::Layers;
+use crate::tmpfs::Observed;
+
+/// Each operation is done so many times.
+const TIMES: u64 = 50;
+
+/// Which messages an operation takes each time, but for a few.
+fn messages(stats: impl Fn() -> Stats, operation: impl Fn(u64)) -> Vec<String> {
+    // What is done for the first time takes more.
+    operation(0);
+    let before = stats();
+    (1..=TIMES).for_each(operation);
+    let after = stats();
+    let mut each = Vec::new();
+    for (name, count) in after.json()["requests"].as_object().expect("requests") {
+        let times = (count.as_u64().expect("a number") - before.requests(name) + TIMES / 5) / TIMES;
+        // RELEASE and FORGET nobody waits for, so that they may come later.
+        if times > 0 && !["release", "forget", "batch_forget"].contains(&name.as_str()) {
+            each.push(if times == 1 { name.clone() } else { format!("{times} {name}") });
+        }
+    }
+    each.sort();
+    each
+}
+
+/// What creating and writing a file takes, renaming it, and removing it.
+fn of_a_file(root: &Path, stats: impl Fn() -> Stats) -> [Vec<String>; 3] {
+    let directory = root.join("d");
+    fs::create_dir(&directory).expect("mkdir");
+    let file = |kind: &str, number: u64| directory.join(format!("{kind}{number}"));
+    [
+        messages(&stats, |number| fs::write(file("made", number), [1; 4096]).expect("write")),
+        messages(&stats, |number| {
+            fs::rename(file("made", number), file("renamed", number)).expect("rename");
+        }),
+        messages(&stats, |number| fs::remove_file(file("renamed", number)).expect("unlink")),
+    ]
+}
+
+/// GETATTR is of the directory: a change of its entries makes the kernel forget what it checks permissions by
+/// (`fuse_dir_changed`). GETXATTR is of `security.capability`, by which the kernel knows whether a write has to clear it.
+const CREATE: [&str; 5] = ["create", "getattr", "getxattr", "lookup", "write"];
+
+#[test]
+fn a_file_in_memory_takes_no_message_too_many() {
+    if !ready(&[Need::Fuse, Need::Root, Need::Splicefs]) {
+        return;
+    }
+    let mount = Observed::mount("");
+    let [create, rename, unlink] = of_a_file(mount.point(), || mount.stats());
+    assert_eq!(create, CREATE);
+    assert_eq!(rename, ["getattr", "lookup", "rename"]);
+    assert_eq!(unlink, ["getattr", "unlink"]);
+}
+
+/// Nor a FLUSH, as the upper file system is a local one.
+#[test]
+fn a_file_of_an_overlay_takes_no_message_too_many() {
+    if !ready(&[Need::Fuse, Need::Root, Need::Splicefs]) {
+        return;
+    }
+    let layers = Layers::simple();
+    let mount = layers.mount_with("passthrough=off");
+    let [create, rename, unlink] = of_a_file(mount.point(), || mount.stats().expect("stats"));
+    assert_eq!(create, CREATE);
+    assert_eq!(rename, ["getattr", "lookup", "rename"]);
+    assert_eq!(unlink, ["getattr", "unlink"]);
+}
+
+/// What a directory of others' looks like is asked for more often.
+#[test]
+fn a_mirrored_file_is_flushed_where_closing_it_may_fail() {
+    if !ready(&[Need::Fuse, Need::Root, Need::Splicefs]) {
+        return;
+    }
+    let flushed = |mount: &Mount| {
+        let write = |number| fs::write(mount.point().join(format!("{number}")), b"data").expect("write");
+        messages(|| mount.stats().expect("stats"), write).contains(&"flush".to_owned())
+    };
+    let local = Mount::builder().options("passthrough=off").start();
+    assert!(!flushed(&local), "a local file system");
+    // A FUSE file system may be of any kind.
+    let above = Mount::builder().mirroring(local.point()).options("passthrough=off").start();
+    assert!(flushed(&above), "a FUSE file system");
+}
