@@ -10,6 +10,7 @@ mod overlay;
 mod resize;
 mod serve;
 mod stats;
+mod unmount;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
@@ -21,7 +22,7 @@ use args::{Arguments, Cli, Command, FuseOverlayfs, HelperFlags, Mount8, MountArg
 use crate::daemon;
 use crate::failure::Failure;
 use crate::logging::{self, Setup};
-use crate::mount::{How, keeper, unmount_command};
+use crate::mount::keeper;
 use crate::options::{BackendName, Options, Unknown};
 use serve::{Manner, Order, Served};
 
@@ -89,7 +90,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Some(Command::Unmount { mount_point, lazy }) => {
             logging::start(&Setup::default())?;
-            unmount_command(Path::new(&mount_point), if lazy { How::Lazily } else { How::Now })
+            unmount::unmount(Path::new(&mount_point), lazy)
         }
         None => mount8(cli.mount8),
     }

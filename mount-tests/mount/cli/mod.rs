@@ -263,6 +263,20 @@ fn signals_unmount() {
     });
 }
 
+/// What it served can be unmounted next. A daemon that gives much memory back takes a while to end.
+#[test]
+fn unmount_returns_when_the_daemon_has_ended() {
+    let Some(place) = Place::new() else { return };
+    assert_success(&place.mount_tmpfs(&[]));
+    let file = fs::File::create(place.point().join("large")).expect("create");
+    for number in 0..300 {
+        std::os::unix::fs::FileExt::write_at(&file, &vec![1; 1 << 20], number << 20).expect("write");
+    }
+    drop(file);
+    assert_success(&place.unmount());
+    assert!(place.daemons().is_empty());
+}
+
 #[test]
 fn a_busy_mount_is_detached() {
     let Some((mut mount, held)) = mount_in_use() else { return };

@@ -6,7 +6,7 @@
 use rustix::fs::{FallocateFlags, FileType, RenameFlags, Stat};
 use rustix::io::Errno;
 
-use super::op::{Op, Step, Whence, Who};
+use super::op::{Object, Op, Step, Whence, Who};
 use super::run::{Answer, Side};
 use super::watch::{Change, Changes};
 
@@ -100,6 +100,15 @@ const TIMES: [Known<Times>; 4] = [
         },
     },
     Known {
+        by: By::KernelOverlay,
+        reason: "a rename that fails in the end has copied up what it was to move, and changed the time of the directory above",
+        applies: |step, answer, node, native, mounted| {
+            let directory = FileType::from_raw_mode(node.st_mode) == FileType::Directory;
+            let failed = matches!(step.op, Op::Rename { .. }) && answer.is_err();
+            failed && directory && native.modified == Change::Yes && mounted.modified == Change::No
+        },
+    },
+    Known {
         by: By::Overlay,
         reason: "copying up makes a new file with a new time of change, which is not shown before the kernel asks again; \
                  what asked for the copy, an open or something that then failed, has not changed the file",
@@ -108,18 +117,10 @@ const TIMES: [Known<Times>; 4] = [
             native.modified.agrees(mounted.modified) && (no_change || mounted.changed == Change::Yes)
         },
     },
-    Known {
-        by: By::Unopened,
-        reason: "of an empty file, truncate(2) to nothing changes no time and open(2) with O_TRUNC does; FUSE sends the same \
-                 SETATTR for both, which is taken for the second",
-        applies: |step, _, node, native, _| {
-            matches!(step.op, Op::Truncate(_, 0)) && node.st_size == 0 && native.modified == Change::No
-        },
-    },
 ];
 
 /// Steps that are left out, since the trees would go on to differ.
-const STEPS: [Known<Steps>; 10] = [
+const STEPS: [Known<Steps>; 11] = [
     Known {
         by: By::Passthrough,
         reason: "setuid and setgid bits that a file is given while the kernel writes it by itself go with the next write, root's \
@@ -203,6 +204,15 @@ const STEPS: [Known<Steps>; 10] = [
             let Op::SetXattr { object, name, flags, .. } = &step.op else { return false };
             let links = native.stat(object).map_or(0, |stat| stat.st_nlink);
             (*flags != 0 || name.ends_with('.')) && links > 1
+        },
+    },
+    Known {
+        by: By::Unopened,
+        reason: "of an empty file, truncate(2) to nothing changes no time and open(2) with O_TRUNC does; FUSE sends the same \
+                 SETATTR for both, which is taken for the second",
+        applies: |step, native| {
+            let Op::Truncate(path, 0) = &step.op else { return false };
+            native.stat(&Object::Follow(path.clone())).is_ok_and(|stat| stat.st_size == 0)
         },
     },
 ];
