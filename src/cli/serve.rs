@@ -242,6 +242,7 @@ fn session_config(options: &Options) -> SessionConfig {
         passthrough: options.passthrough,
         opens: options.opens,
         splice_min: options.splice_min,
+        cache: options.cache,
         entry_timeout: options.entry_timeout,
         attr_timeout: options.attr_timeout,
         owner: rustix::process::getuid().as_raw(),

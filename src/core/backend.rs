@@ -293,6 +293,11 @@ pub trait Backend: Send + Sync + 'static {
     fn keeps_entries(&self, _dir: &Self::Dir) -> bool {
         true
     }
+    /// A number that stays the same as long as no change of the node by others, and of a directory's names, can be missed;
+    /// `None` where one can. It is asked where changes are to be heard of.
+    fn hears(&self, _node: &Arc<Self::Node>) -> Option<u64> {
+        None
+    }
     /// Makes a directory's entries durable.
     fn fsyncdir(&self, dir: &Self::Dir, data_only: bool) -> Result<()>;
 

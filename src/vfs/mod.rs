@@ -15,10 +15,12 @@ mod xattrs;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use splicefs_core::{Attr, Backend, Entry, HandleId, HandleTable, NodeId, NodeTable, Result};
 
-pub use caching::{Caching, FOR_EVER, Shown};
+pub use caching::{Cache, Caching, FOR_EVER, Kept, Shown};
 use iomode::IoMode;
 pub use iomode::{BackingId, Way};
 use length::Length;
@@ -67,11 +69,16 @@ pub(crate) struct VNode<B: Backend> {
     pub(crate) node: Arc<B::Node>,
     pub(crate) length: Length,
     io_mode: IoMode,
+    /// What [`Backend::hears`] said when data was last left in the page cache, or [`UNHEARD`].
+    heard: AtomicU64,
 }
+
+/// No number of [`Backend::hears`].
+const UNHEARD: u64 = u64::MAX;
 
 impl<B: Backend> VNode<B> {
     fn new(node: Arc<B::Node>) -> Self {
-        Self { node, length: Length::default(), io_mode: IoMode::default() }
+        Self { node, length: Length::default(), io_mode: IoMode::default(), heard: AtomicU64::new(UNHEARD) }
     }
 }
 
@@ -106,6 +113,17 @@ pub struct Found {
     pub id: NodeId,
     /// Its attributes.
     pub shown: Shown,
+    /// How long the name leads to it.
+    pub lifetime: Duration,
+}
+
+/// What a name leads to, as the kernel is told of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LookedUp {
+    /// A node, which the kernel holds one more reference to.
+    Found(Found),
+    /// Nothing, for so long.
+    Missing(Duration),
 }
 
 /// A handle as the kernel is told of it.
@@ -117,6 +135,8 @@ pub struct Handle {
     pub way: Way,
     /// What the page cache of the kernel holds of the file is still what the file holds.
     pub keep: bool,
+    /// Nothing is to be read from the page cache.
+    pub direct: bool,
     /// The file has no offsets.
     pub stream: bool,
     /// Nothing is written through it, so that closing it has nothing to tell.
@@ -157,11 +177,6 @@ impl<B: Backend> Vfs<B> {
         }
     }
 
-    /// What the kernel may keep.
-    pub fn caching(&self) -> Caching {
-        self.caching
-    }
-
     /// Whether a request of `uid` is let in at all. What the kernel sends on its own account (write-back, forget,
     /// release) carries no user and is not asked about.
     pub fn admits(&self, uid: u32) -> bool {
@@ -172,15 +187,33 @@ impl<B: Backend> Vfs<B> {
         self.nodes.get(id)
     }
 
-    /// What the kernel is told of a node's attributes.
-    fn show(&self, vnode: &VNode<B>, attr: Attr) -> Shown {
-        Shown { attr, lifetime: self.caching.attr_of(vnode.io_mode.bypass()) }
+    /// What the kernel may keep of the node, or of a directory's names, as things are.
+    fn kept(&self, vnode: &VNode<B>) -> Kept {
+        self.caching.kept(!self.caching.listens() || self.backend.hears(&vnode.node).is_some())
     }
 
-    /// Counts a lookup of the entry's node.
-    fn remember(&self, entry: Entry<B::Node>) -> (Found, Arc<VNode<B>>) {
+    /// Whether what the page cache holds of the node may stay there when it is opened: nothing was missed since it was opened
+    /// last.
+    fn keeps_data(&self, vnode: &VNode<B>) -> bool {
+        if !self.caching.listens() {
+            return self.caching.kept(true).contents;
+        }
+        let heard = self.backend.hears(&vnode.node);
+        vnode.heard.swap(heard.unwrap_or(UNHEARD), Ordering::Relaxed) == heard.unwrap_or(UNHEARD)
+            && self.caching.kept(heard.is_some()).contents
+    }
+
+    /// What the kernel is told of a node's attributes, which `before` they were looked at it might keep as that says.
+    fn show(&self, vnode: &VNode<B>, attr: Attr, before: Kept) -> Shown {
+        let bypass = vnode.io_mode.bypass();
+        Shown { attr, lifetime: before.attr_of(bypass).min(self.kept(vnode).attr_of(bypass)) }
+    }
+
+    /// Counts a lookup of the entry's node. Names of its directory may be kept as `names` says.
+    fn remember(&self, entry: Entry<B::Node>, names: Kept) -> (Found, Arc<VNode<B>>) {
         let id = self.backend.id(&entry.node);
         let vnode = self.nodes.remember(id, || VNode::new(entry.node));
-        (Found { id, shown: self.show(&vnode, entry.attr) }, vnode)
+        let shown = self.show(&vnode, entry.attr, self.caching.kept(true));
+        (Found { id, shown, lifetime: names.entry }, vnode)
     }
 }

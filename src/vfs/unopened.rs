@@ -128,7 +128,8 @@ impl<B: Backend> Vfs<B> {
         Handle {
             id: NO_HANDLE,
             way: Way::Cached,
-            keep: self.caching.contents,
+            keep: self.caching.keeps_contents(),
+            direct: false,
             stream: false,
             read_only: !writes,
         }
