@@ -46,6 +46,9 @@ fn table(stats: &Value) -> String {
         }
     }
     push_counts(&mut rows, "files opened", &stats["opens"]);
+    if stats["cache"]["mode"].as_str() == Some("notify") {
+        push_counts(&mut rows, "changes by others", &stats["changes"]);
+    }
     push_counts(&mut rows, "requests", &stats["requests"]);
     rows.0
 }

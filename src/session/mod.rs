@@ -18,7 +18,7 @@ use splicefs_core::Backend;
 pub use crate::reply::max_read_bytes;
 use crate::reply::{Counters, Engine, Policy, ZeroSource};
 use crate::transport::{Port, Stock, Worker};
-use crate::vfs::{Access, Cache, Caching, Facility, Stats, Vfs};
+use crate::vfs::{Access, Cache, Caching, Facility, Hearing, Stats, Vfs};
 pub use facilities::{Choice, Opens};
 use negotiate::{Handshake, MAX_WRITE, Negotiator};
 
@@ -168,10 +168,17 @@ impl<B: Backend> Prepared<B> {
                 maps_direct: maps_direct.clone(),
             },
         )?;
-        let cache = facilities::cache::<B>(self.mode, &mut caching, maps_direct.load(Ordering::Relaxed));
+        let cache =
+            facilities::cache::<B>(self.mode, &mut caching, maps_direct.load(Ordering::Relaxed), || {
+                facilities::can_hear(&backend, &*port)
+            });
         let passthrough = facilities::probed_passthrough(self.passthrough, &*port)?;
         let stats = Stats::new(self.splice, passthrough, self.unopened, cache, self.counters);
         let vfs = Arc::new(Vfs::new(backend, caching, self.access, stats, port.clone())?);
+        let hearing = match vfs.listener() {
+            Some(listener) => Some(Hearing::start(vfs.clone(), listener)?),
+            None => None,
+        };
         let mut workers = Vec::with_capacity(self.threads.len());
         for Ready { thread, job } in self.threads {
             let (vfs, port) = (vfs.clone(), port.clone());
@@ -179,7 +186,7 @@ impl<B: Backend> Prepared<B> {
             job.send(serve).map_err(|_| io::Error::other("a worker is gone"))?;
             workers.push(thread);
         }
-        Ok(Running { workers, _handshake: handshake })
+        Ok(Running { workers, hearing, _handshake: handshake })
     }
 }
 
@@ -187,6 +194,7 @@ impl<B: Backend> Prepared<B> {
 #[derive(Debug)]
 pub struct Running {
     workers: Vec<JoinHandle<io::Result<()>>>,
+    hearing: Option<Hearing>,
     /// Keeps fuser's end of the connection.
     _handshake: Handshake,
 }
@@ -202,6 +210,6 @@ impl Running {
             let ended = worker.join().unwrap_or_else(|_| Err(io::Error::other("a worker panicked")));
             result = result.and(ended);
         }
-        result
+        result.and(self.hearing.map_or(Ok(()), Hearing::end))
     }
 }

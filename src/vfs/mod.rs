@@ -5,26 +5,32 @@
 mod caching;
 mod dirs;
 mod files;
+mod hearing;
 mod iomode;
 mod length;
 mod names;
 mod poll;
+mod turns;
 mod unopened;
 mod xattrs;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use splicefs_core::{Attr, Backend, Entry, HandleId, HandleTable, NodeId, NodeTable, Result};
+use splicefs_core::{Attr, Backend, Entry, HandleId, HandleTable, Listener, Name, NodeId, NodeTable, Result};
 
 pub use caching::{Cache, Caching, FOR_EVER, Kept, Shown};
+pub use hearing::Hearing;
+use hearing::Told;
 use iomode::IoMode;
 pub use iomode::{BackingId, Way};
 use length::Length;
 use poll::Wakeups;
+pub use turns::Turn;
+use turns::Turns;
 pub use unopened::FileRef;
 use unopened::{Unopened, Use};
 pub use xattrs::{Facility, RECONFIGURE_XATTR, Report, STATS_XATTR, Stats};
@@ -52,6 +58,22 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// Those of the transport.
     fn attributes_changed(&self, id: NodeId) -> io::Result<()>;
+    /// Attributes and contents of the node have changed, or a directory's entries. Not to be called while a request is being
+    /// served.
+    ///
+    /// # Errors
+    /// Those of the transport.
+    fn node_changed(&self, id: NodeId) -> io::Result<()>;
+    /// The name may lead elsewhere now. Not to be called while a request is being served.
+    ///
+    /// # Errors
+    /// Those of the transport.
+    fn name_changed(&self, dir: NodeId, name: &Name) -> io::Result<()>;
+    /// Every name may lead elsewhere now.
+    ///
+    /// # Errors
+    /// Those of the transport; `EINVAL` where the kernel has no such message.
+    fn all_names_changed(&self) -> io::Result<()>;
     /// Has the kernel keep a file that it is to read and write by itself, with the rights that the calling thread has now.
     ///
     /// # Errors
@@ -100,6 +122,10 @@ pub struct Vfs<B: Backend> {
     unopened: Unopened<B>,
     dirs: HandleTable<B::Dir>,
     caching: Caching,
+    /// Changes that were to be heard of are not any more.
+    deaf: AtomicBool,
+    told: Told,
+    turns: Turns,
     access: Access,
     stats: Stats,
     kernel: Arc<dyn Kernel>,
@@ -163,6 +189,9 @@ impl<B: Backend> Vfs<B> {
             dirs: HandleTable::default(),
             backend,
             caching,
+            deaf: AtomicBool::new(false),
+            told: Told::default(),
+            turns: Turns::default(),
             access,
             stats,
             wakeups: Wakeups::new(kernel.clone())?,
@@ -189,7 +218,23 @@ impl<B: Backend> Vfs<B> {
 
     /// What the kernel may keep of the node, or of a directory's names, as things are.
     fn kept(&self, vnode: &VNode<B>) -> Kept {
-        self.caching.kept(!self.caching.listens() || self.backend.hears(&vnode.node).is_some())
+        self.caching.kept(!self.caching.listens() || self.heard(vnode) != UNHEARD)
+    }
+
+    /// The number of [`Backend::hears`], or [`UNHEARD`].
+    fn heard(&self, vnode: &VNode<B>) -> u64 {
+        let deaf = self.deaf.load(Ordering::SeqCst);
+        if deaf { UNHEARD } else { self.backend.hears(&vnode.node).unwrap_or(UNHEARD) }
+    }
+
+    /// What hears of changes by others, if they are to be heard of.
+    pub fn listener(&self) -> Option<Arc<dyn Listener>> {
+        if self.caching.listens() { self.backend.listener().ok() } else { None }
+    }
+
+    /// One more thread answers requests.
+    pub fn join(&self) -> Arc<Turn> {
+        self.turns.join()
     }
 
     /// Whether what the page cache holds of the node may stay there when it is opened: nothing was missed since it was opened
@@ -198,9 +243,8 @@ impl<B: Backend> Vfs<B> {
         if !self.caching.listens() {
             return self.caching.kept(true).contents;
         }
-        let heard = self.backend.hears(&vnode.node);
-        vnode.heard.swap(heard.unwrap_or(UNHEARD), Ordering::Relaxed) == heard.unwrap_or(UNHEARD)
-            && self.caching.kept(heard.is_some()).contents
+        let heard = self.heard(vnode);
+        vnode.heard.swap(heard, Ordering::Relaxed) == heard && self.caching.kept(heard != UNHEARD).contents
     }
 
     /// What the kernel is told of a node's attributes, which `before` they were looked at it might keep as that says.

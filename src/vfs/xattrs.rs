@@ -63,6 +63,8 @@ pub struct Report {
     pub unopened: Facility,
     /// Whether what the kernel keeps outlasts a second, and why.
     pub cache: Facility,
+    /// What was heard of others' changes, and what the kernel was told of them.
+    pub changes: BTreeMap<String, u64>,
     /// Files opened, by how they are served.
     pub opens: BTreeMap<String, u64>,
     /// What became of the bytes read.
@@ -124,6 +126,7 @@ impl<B: Backend> Vfs<B> {
             passthrough: stats.passthrough.clone(),
             unopened: stats.unopened.clone(),
             cache: stats.cache.clone(),
+            changes: self.told.snapshot(self.backend.listener().map_or(0, |listener| listener.watches())),
             opens: stats.opens.snapshot(),
             read: stats.reads.snapshot(),
             requests: counts.map(|(op, n)| (op.key().to_owned(), n.load(Ordering::Relaxed))).collect(),

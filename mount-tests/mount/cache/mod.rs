@@ -1,8 +1,12 @@
 //! What the kernel keeps of a source that others change (`cache=`).
 
+mod limits;
 mod modes;
+mod notify;
+mod storm;
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
@@ -30,26 +34,38 @@ fn plant(source: &Path) {
     }
 }
 
-/// Looks at everything below `dir` and reads every file; returns what it saw, sorted.
-fn walk(dir: &Path) -> Vec<(String, String)> {
+/// What is seen by looking at everything and reading every file: sorted paths with what each is.
+type Sight = Vec<(String, String)>;
+
+/// Looks at everything below `dir` and reads every file.
+fn walk(dir: &Path) -> Sight {
+    try_walk(dir).unwrap_or_else(|e| panic!("walking over {dir:?}: {e}"))
+}
+
+/// The same while others change the tree: names may be gone between two looks.
+fn try_walk(dir: &Path) -> io::Result<Sight> {
     let mut seen = Vec::new();
-    for entry in fs::read_dir(dir).expect("readdir") {
-        let path = entry.expect("readdir").path();
-        let meta = fs::symlink_metadata(&path).expect("stat");
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let meta = fs::symlink_metadata(&path)?;
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
         if meta.is_dir() {
-            seen.extend(walk(&path).into_iter().map(|(below, what)| (format!("{name}/{below}"), what)));
+            seen.extend(try_walk(&path)?.into_iter().map(|(below, what)| (format!("{name}/{below}"), what)));
             seen.push((name, format!("directory of {} links", meta.nlink())));
         } else if meta.is_symlink() {
-            let target = fs::read_link(&path).expect("readlink");
-            seen.push((name, format!("link to {}", target.display())));
+            seen.push((name, format!("link to {}", fs::read_link(&path)?.display())));
         } else {
-            let text = fs::read_to_string(&path).expect("read");
-            seen.push((name, format!("{} bytes: {text}", meta.len())));
+            let text = fs::read_to_string(&path)?;
+            seen.push((name, format!("{} bytes, {} names: {text}", meta.len(), meta.nlink())));
         }
     }
     seen.sort();
-    seen
+    Ok(seen)
+}
+
+/// Whether the mount shows what the source holds.
+fn shows_the_source(mount: &Mount) -> bool {
+    try_walk(mount.point()).is_ok_and(|shown| shown == walk(mount.source()))
 }
 
 /// Requests that ask what something is or holds.
