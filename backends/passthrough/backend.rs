@@ -8,9 +8,9 @@ use std::sync::Arc;
 use rustix::fs::{fstatfs, readlinkat};
 use splicefs_core::sys::creds::As;
 use splicefs_core::{
-    Attr, Backend, Caller, Cookie, CreateFlags, DirSink, Entry, Errno, Ioctl, Make, Name, NodeId, OpenFlags,
-    Opened, Ownership, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span, StatFs, WriteMode, XattrFlags,
-    sys,
+    Attr, Backend, Caller, Cookie, CreateFlags, DirSink, Entry, Errno, Ioctl, Listener, Make, Name, NodeId,
+    OpenFlags, Opened, Ownership, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span, StatFs, WriteMode,
+    XattrFlags, sys,
 };
 
 use crate::fsclass::FsClass;
@@ -45,6 +45,7 @@ impl Backend for Passthrough {
             Some(file) => stat::of_fd(file.fd())?,
             None => self.tree.statx(node)?,
         };
+        self.tree.notice_links(node, st.stx_nlink);
         Ok(self.tree.attr(&st))
     }
 
@@ -56,7 +57,9 @@ impl Backend for Passthrough {
         change: &SetAttr,
     ) -> Result<Attr> {
         self.writable()?;
-        self.tree.set_attr(caller, node, file, change)
+        let attr = self.tree.set_attr(caller, node, file, change)?;
+        self.tree.notice_links(node, attr.nlink);
+        Ok(attr)
     }
 
     fn readlink(&self, caller: &Caller, node: &Arc<Node>) -> Result<Vec<u8>> {
@@ -207,7 +210,17 @@ impl Backend for Passthrough {
         sys::ioctl::pass_on(dir.fd().as_fd(), request.command, request.input, request.output_len)
     }
 
+    fn hears(&self, node: &Arc<Node>) -> Option<u64> {
+        self.tree.nodes.watches.as_ref()?.hears(node)
+    }
+
+    fn listener(&self) -> Result<Arc<dyn Listener>> {
+        self.deaf.map_or_else(|| Ok(self.tree.clone() as Arc<dyn Listener>), |why| Err(why.into()))
+    }
+
     fn opendir(&self, node: &Arc<Node>) -> Result<Dir> {
+        // Once more, if there was no room for it when it was looked up.
+        self.tree.watch(node);
         self.tree.open_dir(node, self.noatime)
     }
 

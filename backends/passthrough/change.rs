@@ -65,8 +65,9 @@ impl Tree {
 
     /// The entry that was just made under `name`.
     fn found(&self, parent: &Arc<Node>, name: &Name, dir: &OwnedFd) -> Result<Entry<Node>> {
+        let begun = self.begin_look();
         let st = stat::of_name(dir.as_fd(), name.as_c_str())?;
-        self.entry(parent, name, dir, &st)
+        self.entry(parent, name, dir, st, begun)
     }
 
     pub(crate) fn create(
@@ -142,7 +143,8 @@ impl Tree {
         fd: OwnedFd,
         flags: OpenFlags,
     ) -> Result<(Entry<Node>, Opened<File>)> {
-        let entry = self.entry(parent, name, dir, &stat::of_fd(&fd)?)?;
+        let begun = self.begin_look();
+        let entry = self.entry(parent, name, dir, stat::of_fd(&fd)?, begun)?;
         let opened = self.opened(&entry.node, Arc::new(fd), flags)?;
         Ok((entry, opened))
     }

@@ -14,7 +14,8 @@ use crate::stat::{self, Identity};
 pub(crate) enum FsClass {
     /// A file's size is what reading it gives.
     Ordinary,
-    /// As `Ordinary`, but somewhere else: what becomes of a write may be told by close(2) alone (`flush` in the file operations).
+    /// As `Ordinary`, but somewhere else, where others change it: what becomes of a write may be told by close(2) alone (`flush` in the
+    /// file operations).
     Remote,
     /// As `Ordinary`, but a copy-up changes the birth time of a file (overlayfs).
     Overlay,
@@ -87,6 +88,11 @@ impl FsClass {
     /// Whether a file's size is known to be what reading it gives.
     pub(crate) fn is_true_to_size(self) -> bool {
         matches!(self, Self::Ordinary | Self::Remote | Self::Overlay)
+    }
+
+    /// Whether every change is made by this machine's kernel, which tells of it.
+    pub(crate) fn is_local(self) -> bool {
+        matches!(self, Self::Ordinary | Self::Overlay)
     }
 
     /// Whether contents are made as they are read.

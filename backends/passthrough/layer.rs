@@ -62,7 +62,7 @@ impl LayerSet {
     /// Those of opening the mount point.
     pub fn new(mount_point: Option<&Path>) -> io::Result<Self> {
         let covered = mount_point.map(Covered::open).transpose().map_err(|e| io_error(&e))?.flatten();
-        Ok(Self { nodes: Nodes::new(), covered: covered.map(Arc::new) })
+        Ok(Self { nodes: Nodes::new(None), covered: covered.map(Arc::new) })
     }
 
     /// Opens a layer. To be called before mounting.
@@ -88,7 +88,7 @@ impl LayerSet {
         }
         let held = Held { sealed: is_sealed, ..Held::default() };
         let noatime = options.noatime || options.read_only;
-        Ok(Passthrough { tree, noatime, read_only: options.read_only, held })
+        Ok(Passthrough { tree, noatime, read_only: options.read_only, held, deaf: None })
     }
 }
 

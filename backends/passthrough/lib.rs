@@ -11,17 +11,19 @@ mod descriptors;
 mod dir;
 mod file;
 mod fsclass;
+mod heed;
 mod layer;
 mod node;
 mod setattr;
 mod stat;
 mod tree;
+mod watch;
 mod xattr;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use splicefs_core::Result;
+use splicefs_core::{Errno, Result};
 
 pub use dir::Dir;
 pub use file::File;
@@ -32,6 +34,7 @@ use fsclass::FsClass;
 use layer::Held;
 use node::Nodes;
 use tree::{Covered, Tree, open_directory};
+use watch::Watches;
 
 /// What is mirrored, and how.
 #[derive(Clone, Debug)]
@@ -45,6 +48,8 @@ pub struct Options {
     pub noatime: bool,
     /// Block devices appear as regular files of their real size that can only be read.
     pub block_devices_as_files: bool,
+    /// Changes by others are heard of (inotify), as far as that can be had.
+    pub listen: bool,
 }
 
 /// A mirrored directory: one that is served, or a layer of several ([`LayerSet`]).
@@ -55,6 +60,8 @@ pub struct Passthrough {
     /// Nothing is ever changed through this.
     read_only: bool,
     held: Held,
+    /// Why no changes are heard of.
+    deaf: Option<Errno>,
 }
 
 /// Whether the files of the file system that holds `path` have true sizes, as far as is known: those of procfs and its kind have
@@ -78,7 +85,13 @@ impl Passthrough {
     fn open(options: &Options) -> Result<Self> {
         let fd = open_directory(&options.source)?;
         let covered = options.mount_point.as_deref().map(Covered::open).transpose()?.flatten().map(Arc::new);
-        let tree = Tree::open(Nodes::new(), fd, covered, options.block_devices_as_files)?;
-        Ok(Self { tree, noatime: options.noatime, read_only: false, held: Held::default() })
+        let (watches, deaf) = match options.listen.then(Watches::new) {
+            None => (None, Some(Errno::EOPNOTSUPP)),
+            Some(Err(e)) => (None, Some(e.into())),
+            Some(Ok(watches)) => (Some(watches), None),
+        };
+        let tree = Tree::open(Nodes::new(watches), fd, covered, options.block_devices_as_files)?;
+        tree.watch(&tree.root());
+        Ok(Self { tree, noatime: options.noatime, read_only: false, held: Held::default(), deaf })
     }
 }

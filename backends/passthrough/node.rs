@@ -11,6 +11,7 @@ use splicefs_core::{Name, NodeId};
 use crate::descriptors::Descriptors;
 use crate::fsclass::FsClasses;
 use crate::stat::Identity;
+use crate::watch::Watches;
 
 /// Where a node's file can be found.
 #[derive(Clone, Debug)]
@@ -47,6 +48,17 @@ pub struct Node {
 }
 
 impl Node {
+    pub(crate) fn nodes(&self) -> &Nodes {
+        &self.nodes
+    }
+
+    /// Where the node was that now is nowhere.
+    fn leave(&mut self) -> Place {
+        let place = std::mem::replace(&mut self.whereabouts.get_mut().place, Place::Lost);
+        self.left(&place);
+        place
+    }
+
     pub(crate) fn id(&self) -> NodeId {
         self.id
     }
@@ -62,13 +74,14 @@ impl Node {
     /// Moves the node, unless it is a root.
     pub(crate) fn set_place(&self, place: Place) {
         // The old place may hold the last reference to a directory: it is dropped after the lock.
-        let _old = {
+        let old = {
             let mut whereabouts = self.whereabouts.lock();
             if matches!(whereabouts.place, Place::Root(_)) {
                 return;
             }
             std::mem::replace(&mut whereabouts.place, place)
         };
+        self.left(&old);
     }
 
     /// Whether the node's last name is gone.
@@ -105,11 +118,14 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.nodes.descriptors.remove(self.id);
         self.nodes.gone(&self.identity);
+        if let Some(watches) = &self.nodes.watches {
+            watches.gone(self.id);
+        }
         // Each node holds its parent. Dropped one inside the other, the nodes of a deep tree would overflow the stack.
-        let mut next = std::mem::replace(&mut self.whereabouts.get_mut().place, Place::Lost);
+        let mut next = self.leave();
         while let Place::At(parent, _) = next {
             let Some(mut parent) = Arc::into_inner(parent) else { break };
-            next = std::mem::replace(&mut parent.whereabouts.get_mut().place, Place::Lost);
+            next = parent.leave();
         }
     }
 }
@@ -127,6 +143,8 @@ pub(crate) struct Nodes {
     shards: [Shard; SHARDS],
     pub(crate) descriptors: Descriptors,
     pub(crate) classes: FsClasses,
+    /// Where changes by others are heard of.
+    pub(crate) watches: Option<Watches>,
     /// Held for writing over a rename and the change of places that follows it, for reading while a node is found
     /// again by its place: so that no one looks for a file under a name it has just lost. Only the slow path, where no
     /// descriptor is at hand, takes it.
@@ -134,12 +152,13 @@ pub(crate) struct Nodes {
 }
 
 impl Nodes {
-    pub(crate) fn new() -> Arc<Self> {
+    pub(crate) fn new(watches: Option<Watches>) -> Arc<Self> {
         Arc::new(Self {
             next: AtomicU64::new(NodeId::ROOT.0),
             shards: std::array::from_fn(|_| Mutex::default()),
             descriptors: Descriptors::new(),
             classes: FsClasses::default(),
+            watches,
             rename_gate: RwLock::new(()),
         })
     }
@@ -175,6 +194,17 @@ impl Nodes {
         // One that has been met by another way, or is a root already, lives.
         node.set_place(Place::Root(fd.clone()));
         node
+    }
+
+    /// The ids of all nodes that live.
+    pub(crate) fn all(&self) -> Vec<NodeId> {
+        let mut ids = Vec::new();
+        for shard in &self.shards {
+            // A node that is dropped here takes the lock: none may be the last reference.
+            let nodes: Vec<_> = shard.lock().values().filter_map(Weak::upgrade).collect();
+            ids.extend(nodes.iter().map(|node| node.id));
+        }
+        ids
     }
 
     /// The last reference to a node of that identity is gone; a new node may have taken its entry already.

@@ -31,6 +31,7 @@ pub(crate) struct Covered {
 pub(crate) struct Tree {
     pub(crate) nodes: Arc<Nodes>,
     root: Arc<Node>,
+    root_fd: Arc<OwnedFd>,
     root_dev: u64,
     covered: Option<Arc<Covered>>,
     pub(crate) block_devices_as_files: bool,
@@ -76,6 +77,7 @@ impl Tree {
         Ok(Arc::new(Self {
             nodes,
             root,
+            root_fd: fd,
             root_dev: stat::device(&st),
             covered,
             block_devices_as_files,
@@ -105,6 +107,11 @@ impl Tree {
         self.root.clone()
     }
 
+    /// A descriptor of the root.
+    pub(crate) fn root_fd(&self) -> BorrowedFd<'_> {
+        self.root_fd.as_fd()
+    }
+
     /// The class of the file system that holds `node`.
     pub(crate) fn class(&self, node: &Arc<Node>) -> Result<FsClass> {
         self.nodes.classes.get(node.identity().file_system(), || self.descriptor(node))
@@ -120,25 +127,28 @@ impl Tree {
         }
         // From the look to the note of it, no rename may come in between.
         let _gate = self.nodes.rename_gate.read();
+        let begun = self.begin_look();
         let st = stat::of_name(dir.as_fd(), name.as_c_str())?;
-        self.entry(parent, name, &dir, &st)
+        self.entry(parent, name, &dir, st, begun)
     }
 
-    /// The entry for `st`, found under `name` in `parent`.
+    /// The entry for `st`, found under `name` in `parent` by a look that began at `begun`.
     pub(crate) fn entry(
         &self,
         parent: &Arc<Node>,
         name: &Name,
         dir: &OwnedFd,
-        st: &Statx,
+        st: Statx,
+        begun: u64,
     ) -> Result<Entry<Node>> {
         let identity = self
             .nodes
             .classes
-            .identity(st, || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty()))?;
+            .identity(&st, || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty()))?;
         let node = self.nodes.intern(identity, || Place::At(parent.clone(), name.clone()));
         self.settle(&node, parent, name);
-        Ok(Entry { attr: self.attr(st), node })
+        let st = self.heed(parent, name, &node, st, begun)?;
+        Ok(Entry { attr: self.attr(&st), node })
     }
 
     /// The node that `name` leads to, if it is one that lives; nothing is created.

@@ -9,6 +9,7 @@
 //! - `SPLICEFS_TESTS_LONG=1`: the long forms (1 GiB, 300,000 files, minutes of storm, 200,000 operations).
 
 mod backed;
+mod cache;
 mod cli;
 mod creds;
 mod differential;

@@ -88,17 +88,23 @@ fn grep(root: &Path, tree: &str) -> BTreeSet<String> {
     String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
 }
 
-/// Compares the lines that two native runs around the mounted one agree on.
-fn grep_agrees(mount: &Mount, tree: &str) {
+/// Lines that two native runs around the mounted one agree on, and that the mounted one lacks.
+fn missing_lines(mount: &Mount, tree: &str) -> Vec<String> {
     let before = grep(mount.source(), tree);
     let mounted = grep(mount.point(), tree);
     let after = grep(mount.source(), tree);
     let steady: Vec<_> = before.intersection(&after).collect();
     assert!(steady.len() > 3, "{tree}: only {} steady lines", steady.len());
-    let missing: Vec<_> = steady.iter().filter(|line| !mounted.contains(**line)).take(5).collect();
-    assert!(missing.is_empty(), "{tree}: of {} steady lines some are missing: {missing:?}", steady.len());
     let added = mounted.len().abs_diff(before.len());
     assert!(added * 10 <= before.len() + 50, "{tree}: {} lines, natively {}", mounted.len(), before.len());
+    steady.into_iter().filter(|line| !mounted.contains(*line)).take(5).cloned().collect()
+}
+
+/// A counter may show one number before and after and another one in between, but hardly each time.
+fn grep_agrees(mount: &Mount, tree: &str) {
+    let missing: Vec<_> =
+        (0..3).map(|_| missing_lines(mount, tree)).take_while(|lines| !lines.is_empty()).collect();
+    assert!(missing.len() < 3, "{tree}: steady lines are missing: {missing:?}");
 }
 
 #[test]

@@ -180,6 +180,7 @@ mod tests {
             mount_point: None,
             noatime: true,
             block_devices_as_files: false,
+            listen: false,
         })
         .expect("a layer");
         let config = Config { namespace: Namespace::User, ..Config::default() };

@@ -20,6 +20,7 @@ use crate::mount::{self, Mount, Request, readahead};
 use crate::options::{Access, BackendName, Options};
 use crate::session::{self, Opens, SessionConfig};
 use crate::signals;
+use crate::vfs::Cache;
 
 /// What is served.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -166,6 +167,7 @@ fn passthrough(source: &Path, place: &Place, options: &Options) -> Result<Passth
         mount_point: Some(place.mount_point.clone()),
         noatime: options.atime == Atime::Never,
         block_devices_as_files: options.block_devices_as_files,
+        listen: options.cache == Cache::Notify,
     };
     Passthrough::new(&options)
         .map_err(|error| Failure::new(format!("cannot serve {}: {error}", source.display())))
@@ -242,6 +244,7 @@ fn session_config(options: &Options) -> SessionConfig {
         passthrough: options.passthrough,
         opens: options.opens,
         splice_min: options.splice_min,
+        cache: options.cache,
         entry_timeout: options.entry_timeout,
         attr_timeout: options.attr_timeout,
         owner: rustix::process::getuid().as_raw(),

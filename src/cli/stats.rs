@@ -38,6 +38,7 @@ fn table(stats: &Value) -> String {
     push_facility(&mut rows, "splice", &stats["splice"]);
     push_facility(&mut rows, "passthrough", &stats["passthrough"]);
     push_facility(&mut rows, "open", &stats["unopened"]);
+    push_facility(&mut rows, "cache", &stats["cache"]);
     push_reads(&mut rows, &stats["read"]);
     for (name, key) in [("nodes known", "nodes"), ("files open", "files")] {
         if let Some(count) = stats[key].as_u64() {
@@ -45,6 +46,9 @@ fn table(stats: &Value) -> String {
         }
     }
     push_counts(&mut rows, "files opened", &stats["opens"]);
+    if stats["cache"]["mode"].as_str() == Some("notify") {
+        push_counts(&mut rows, "changes by others", &stats["changes"]);
+    }
     push_counts(&mut rows, "requests", &stats["requests"]);
     rows.0
 }

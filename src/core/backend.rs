@@ -6,6 +6,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::attr::{Attr, FileKind, SetAttr, StatFs};
+use crate::changes::Listener;
 use crate::error::{Errno, Result};
 use crate::id::{Cookie, NodeId};
 use crate::name::Name;
@@ -295,6 +296,18 @@ pub trait Backend: Send + Sync + 'static {
     /// modification changes. Only where the kernel alone changes files does it keep entries at all.
     fn keeps_entries(&self, _dir: &Self::Dir) -> bool {
         true
+    }
+    /// A number that stays the same as long as no change of the node by others, and of a directory's names, can be missed;
+    /// `None` where one can. It is asked where changes are to be heard of.
+    fn hears(&self, _node: &Arc<Self::Node>) -> Option<u64> {
+        None
+    }
+    /// What hears of changes by others.
+    ///
+    /// # Errors
+    /// Why nothing does.
+    fn listener(&self) -> Result<Arc<dyn Listener>> {
+        Err(Errno::EOPNOTSUPP.into())
     }
     /// Makes a directory's entries durable.
     fn fsyncdir(&self, dir: &Self::Dir, data_only: bool) -> Result<()>;

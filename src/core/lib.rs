@@ -6,6 +6,7 @@
 
 mod attr;
 mod backend;
+mod changes;
 pub mod device;
 mod error;
 mod id;
@@ -23,6 +24,7 @@ pub use backend::{
     Backend, CreateFlags, DirEntry, DirSink, Entry, Ioctl, Make, OpenFlags, Opened, Ownership, RenameFlags,
     SeekTo, WriteMode, XattrFlags,
 };
+pub use changes::{Change, Listener};
 pub use error::{Errno, Error, Fault, Result};
 pub use id::{Cookie, HandleId, NodeId};
 pub use layer::{FileHandle, Layer, Protection};

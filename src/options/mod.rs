@@ -26,6 +26,7 @@ use splicefs_tmpfs::{Atime, Resize};
 
 use crate::failure::Failure;
 use crate::session::{Choice, DEFAULT_SPLICE_MIN, Opens};
+use crate::vfs::Cache;
 use table::{Elsewhere, Spec, Takes};
 
 /// The subtype unless the person says otherwise: the mount is listed as `fuse.splicefs`.
@@ -124,6 +125,8 @@ pub struct Options {
     pub splice_min: usize,
     /// `log=`.
     pub log: Option<PathBuf>,
+    /// `cache=` (passthrough).
+    pub cache: Cache,
     /// `block_devices_as_files` (passthrough).
     pub block_devices_as_files: bool,
     /// `size=`, `nr_blocks=` and `nr_inodes=` (tmpfs).
@@ -167,6 +170,7 @@ impl Default for Options {
             passthrough: Choice::Auto,
             splice_min: DEFAULT_SPLICE_MIN,
             log: None,
+            cache: Cache::Auto,
             block_devices_as_files: false,
             limits: Resize::default(),
             root_mode: splicefs_tmpfs::DEFAULT_MODE,

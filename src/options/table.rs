@@ -251,6 +251,12 @@ const SPECS: &[Spec] = &[
         |o, v| set(&mut o.log, values::path(v).map(Some)),
         "append the log to FILE (default: the journal, else a file in the state directory)",
     ),
+    passthrough(value(
+        "cache",
+        "MODE",
+        |o, v| set(&mut o.cache, values::cache(v)),
+        "what the kernel keeps: auto (names and attributes for a second, data until it is opened again; default), always (everything: only this mount changes the source), never, or notify (everything until the source is seen to change)",
+    )),
     passthrough(flag(
         "block_devices_as_files",
         |o| o.block_devices_as_files = true,

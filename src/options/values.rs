@@ -11,7 +11,7 @@ use splicefs_overlay::{Redirect, Xino};
 
 use super::BackendName;
 use crate::session::{Choice, Opens};
-use crate::vfs::FOR_EVER;
+use crate::vfs::{Cache, FOR_EVER};
 
 /// The kernel copies a mount's source name from at most a page (mm/util.c, `strndup_user` with PATH_MAX).
 pub(crate) const FSNAME_MAX_BYTES: usize = 4095;
@@ -100,6 +100,16 @@ pub(super) fn opens(value: &OsStr) -> Value<Opens> {
         "zero" => Ok(Opens::Zero),
         "handle" => Ok(Opens::Handle),
         _ => Err("`auto`, `zero` or `handle`".to_owned()),
+    }
+}
+
+pub(super) fn cache(value: &OsStr) -> Value<Cache> {
+    match utf8(value) {
+        "auto" => Ok(Cache::Auto),
+        "always" => Ok(Cache::Always),
+        "never" => Ok(Cache::Never),
+        "notify" => Ok(Cache::Notify),
+        _ => Err("`auto`, `always`, `never` or `notify`".to_owned()),
     }
 }
 

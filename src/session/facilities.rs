@@ -3,13 +3,13 @@
 use std::io;
 
 use rustix::fs::{MemfdFlags, memfd_create};
-use splicefs_core::Backend;
 use splicefs_core::sys::creds;
+use splicefs_core::{Backend, Ownership};
 use std::os::fd::AsFd;
 
 use super::SessionConfig;
 use crate::reply::probe;
-use crate::vfs::{Facility, Kernel};
+use crate::vfs::{Cache, Caching, Facility, Kernel};
 
 /// Whether something is used that the host must allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,6 +88,48 @@ pub(super) fn unopened<B: Backend>(config: &SessionConfig) -> io::Result<Facilit
             return Err(io::Error::other(format!("open=zero cannot be had here: {why}")));
         }
     })
+}
+
+/// What the kernel keeps, and why; `caching` is corrected where the kernel cannot do what it says.
+pub(super) fn cache<B: Backend>(
+    mode: Cache,
+    caching: &mut Caching,
+    maps_direct: bool,
+    can_hear: impl FnOnce() -> Result<(), String>,
+) -> Facility {
+    caching.direct &= maps_direct;
+    let (mode, serving, why) = match mode {
+        _ if B::OWNERSHIP == Ownership::Exclusive => ("auto", true, "nobody else changes the files"),
+        Cache::Auto => {
+            ("auto", false, "others may change the source: a second is trusted, or until a file is opened")
+        }
+        Cache::Always => ("always", true, "it was said that nobody else changes the source"),
+        Cache::Never if maps_direct => ("never", false, "every read is asked for"),
+        Cache::Never => {
+            ("never", false, "data is checked at every read: mapped files need a page cache before Linux 6.6")
+        }
+        Cache::Notify => {
+            let heard = can_hear();
+            if let Err(why) = &heard {
+                log::warn!("cache=notify: the source is trusted for a second: {why}");
+                *caching = caching.deaf();
+            }
+            let serving = heard.is_ok();
+            let why =
+                heard.err().unwrap_or_else(|| "changes of the source are heard of by inotify".to_owned());
+            return Facility { mode: "notify".to_owned(), serving, why };
+        }
+    };
+    Facility { mode: mode.to_owned(), serving, why: why.to_owned() }
+}
+
+/// Whether changes can be heard of, and the kernel told of them.
+pub(super) fn can_hear(backend: &impl Backend, kernel: &impl Kernel) -> Result<(), String> {
+    backend.listener().map_err(|e| format!("there is no inotify instance to be had: {e}"))?;
+    // Nothing is known yet: whether the kernel understands is all that this asks.
+    kernel
+        .all_names_changed()
+        .map_err(|e| format!("the kernel cannot drop all names at once (Linux 6.16 can): {e}"))
 }
 
 /// Whether to splice, and why.

@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use splicefs_core::Backend;
 pub use crate::reply::max_read_bytes;
 use crate::reply::{Counters, Engine, Policy, ZeroSource};
 use crate::transport::{Port, Stock, Worker};
-use crate::vfs::{Access, Caching, Facility, Stats, Vfs};
+use crate::vfs::{Access, Cache, Caching, Facility, Hearing, Stats, Vfs};
 pub use facilities::{Choice, Opens};
 use negotiate::{Handshake, MAX_WRITE, Negotiator};
 
@@ -37,6 +38,8 @@ pub struct SessionConfig {
     pub opens: Opens,
     /// Reads of fewer bytes are copied.
     pub splice_min: usize,
+    /// What the kernel keeps.
+    pub cache: Cache,
     /// How long the kernel may trust a name; by default as the backend allows ([`Caching`]).
     pub entry_timeout: Option<Duration>,
     /// How long the kernel may trust attributes; by default as the backend allows.
@@ -72,8 +75,8 @@ pub struct Prepared<B> {
     passthrough: Facility,
     unopened: Facility,
     counters: Arc<Counters>,
-    entry_timeout: Option<Duration>,
-    attr_timeout: Option<Duration>,
+    mode: Cache,
+    caching: Caching,
     access: Access,
     threads: Vec<Ready>,
     _backend: PhantomData<fn(B)>,
@@ -108,12 +111,18 @@ pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
     }
     Vec::<u8>::new().try_reserve_exact(HANDSHAKE_BUFFER).map_err(|_| io::ErrorKind::OutOfMemory)?;
     Ok(Prepared {
+        mode: config.cache,
+        caching: Caching::new(
+            B::OWNERSHIP,
+            config.cache,
+            config.entry_timeout,
+            config.attr_timeout,
+            unopened.serving,
+        ),
         splice,
         passthrough,
         unopened,
         counters,
-        entry_timeout: config.entry_timeout,
-        attr_timeout: config.attr_timeout,
         access: Access { owner: config.owner, owner_and_root_only: config.allow_root, acls: config.acls },
         threads,
         _backend: PhantomData,
@@ -148,15 +157,28 @@ impl<B: Backend> Prepared<B> {
     /// Where the handshake fails.
     pub fn serve(self, backend: B, device: OwnedFd) -> io::Result<Running> {
         let port = Arc::new(Port::new(device.try_clone()?));
-        let caching =
-            Caching::new(B::OWNERSHIP, self.entry_timeout, self.attr_timeout, self.unopened.serving);
+        let mut caching = self.caching;
+        let maps_direct = Arc::new(AtomicBool::new(false));
         let handshake = Handshake::new(
             device,
-            Negotiator { caching, passthrough: self.passthrough.serving, acls: self.access.acls },
+            Negotiator {
+                caching,
+                passthrough: self.passthrough.serving,
+                acls: self.access.acls,
+                maps_direct: maps_direct.clone(),
+            },
         )?;
+        let cache =
+            facilities::cache::<B>(self.mode, &mut caching, maps_direct.load(Ordering::Relaxed), || {
+                facilities::can_hear(&backend, &*port)
+            });
         let passthrough = facilities::probed_passthrough(self.passthrough, &*port)?;
-        let stats = Stats::new(self.splice, passthrough, self.unopened, self.counters);
+        let stats = Stats::new(self.splice, passthrough, self.unopened, cache, self.counters);
         let vfs = Arc::new(Vfs::new(backend, caching, self.access, stats, port.clone())?);
+        let hearing = match vfs.listener() {
+            Some(listener) => Some(Hearing::start(vfs.clone(), listener)?),
+            None => None,
+        };
         let mut workers = Vec::with_capacity(self.threads.len());
         for Ready { thread, job } in self.threads {
             let (vfs, port) = (vfs.clone(), port.clone());
@@ -164,7 +186,7 @@ impl<B: Backend> Prepared<B> {
             job.send(serve).map_err(|_| io::Error::other("a worker is gone"))?;
             workers.push(thread);
         }
-        Ok(Running { workers, _handshake: handshake })
+        Ok(Running { workers, hearing, _handshake: handshake })
     }
 }
 
@@ -172,6 +194,7 @@ impl<B: Backend> Prepared<B> {
 #[derive(Debug)]
 pub struct Running {
     workers: Vec<JoinHandle<io::Result<()>>>,
+    hearing: Option<Hearing>,
     /// Keeps fuser's end of the connection.
     _handshake: Handshake,
 }
@@ -187,6 +210,6 @@ impl Running {
             let ended = worker.join().unwrap_or_else(|_| Err(io::Error::other("a worker panicked")));
             result = result.and(ended);
         }
-        result
+        result.and(self.hearing.map_or(Ok(()), Hearing::end))
     }
 }

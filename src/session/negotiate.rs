@@ -3,6 +3,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use crate::vfs::Caching;
 use fuser::{Config, Filesystem, InitFlags, KernelConfig, Request, Session, SessionACL};
 
@@ -40,10 +43,14 @@ const WANTED_WITH_ACLS: &[InitFlags] = &[
     InitFlags::FUSE_POSIX_ACL,
 ];
 /// For files that others change too: that is noticed by their times and size.
-const WANTED_OF_SHARED: &[InitFlags] = &[InitFlags::FUSE_AUTO_INVAL_DATA, InitFlags::FUSE_ASYNC_DIO];
-/// For files that the kernel alone changes. Not FUSE_ASYNC_DIO: a direct write that completes later leaves what a reader has put into
+const WANTED_OF_CHECKED: &[InitFlags] = &[InitFlags::FUSE_AUTO_INVAL_DATA];
+/// For files whose data is dropped when they are opened.
+const WANTED_OF_DROPPED: &[InitFlags] = &[InitFlags::FUSE_ASYNC_DIO];
+/// For files whose contents are kept. Not FUSE_ASYNC_DIO: a direct write that completes later leaves what a reader has put into
 /// the page cache meanwhile, and nothing else would ever drop it (xfstests generic/451).
-const WANTED_OF_EXCLUSIVE: &[InitFlags] = &[InitFlags::FUSE_CACHE_SYMLINKS];
+const WANTED_OF_KEPT: &[InitFlags] = &[InitFlags::FUSE_CACHE_SYMLINKS];
+/// For files of which nothing is kept (FOPEN_DIRECT_IO): without it they could not be mapped to be shared.
+const WANTED_OF_DIRECT: &[InitFlags] = &[InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP];
 /// For files that are opened: OPEN truncates (vfs::files). Without an OPEN a SETATTR does.
 const WANTED_OF_OPENED: &[InitFlags] = &[InitFlags::FUSE_ATOMIC_O_TRUNC];
 /// Without these we would misread requests or misjudge permissions: Linux 5.14 and later has them all.
@@ -62,16 +69,34 @@ pub(super) struct Negotiator {
     pub(super) passthrough: bool,
     /// Files have POSIX ACLs.
     pub(super) acls: bool,
+    /// Whether files that are not read from the page cache can be mapped all the same; said by INIT.
+    pub(super) maps_direct: Arc<AtomicBool>,
+}
+
+impl Negotiator {
+    /// The capabilities that this mount has a use for.
+    fn wanted(&self) -> impl Iterator<Item = InitFlags> {
+        let caching = &self.caching;
+        let lists = [
+            (true, WANTED),
+            (caching.checked, WANTED_OF_CHECKED),
+            (caching.keeps_contents(), WANTED_OF_KEPT),
+            (!caching.keeps_contents(), WANTED_OF_DROPPED),
+            (caching.direct, WANTED_OF_DIRECT),
+            (self.acls, WANTED_WITH_ACLS),
+            (!caching.unopened, WANTED_OF_OPENED),
+        ];
+        lists.into_iter().filter(|(wanted, _)| *wanted).flat_map(|(_, flags)| flags.iter().copied())
+    }
 }
 
 impl Filesystem for Negotiator {
     fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let more = if self.caching.contents { WANTED_OF_EXCLUSIVE } else { WANTED_OF_SHARED };
-        let acls = if self.acls { WANTED_WITH_ACLS } else { &[] };
-        let opened = if self.caching.unopened { &[] } else { WANTED_OF_OPENED };
-        for flag in WANTED.iter().chain(more).chain(acls).chain(opened) {
-            if config.add_capabilities(*flag).is_err() {
-                if NEEDED.contains(flag) {
+        self.maps_direct
+            .store(config.capabilities().contains(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP), Ordering::Relaxed);
+        for flag in self.wanted() {
+            if config.add_capabilities(flag).is_err() {
+                if NEEDED.contains(&flag) {
                     return Err(io::Error::new(
                         io::ErrorKind::Unsupported,
                         format!("this kernel lacks {flag:?}; Linux 5.14 or later is needed"),

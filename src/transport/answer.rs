@@ -6,7 +6,7 @@ use splicefs_core::{Attr, HandleId, NodeId, StatFs};
 use zerocopy::IntoBytes;
 
 use super::wire::{AttrOut, AttrOutBody, EntryOut, OpenOut, StatfsOut, flag};
-use crate::vfs::{Caching, Found, Handle, Shown, Way};
+use crate::vfs::{Found, Handle, Shown, Way};
 
 /// What a reply hands to the kernel, and what must be taken back when the kernel no longer wants it.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -66,8 +66,8 @@ pub(crate) fn attr_body(attr: &Attr) -> AttrOutBody {
 
 /// An entry: the node, its attributes, and how long both may be trusted. The generation is always 0, since ids are
 /// never used twice.
-pub(crate) fn entry(found: &Found, caching: Caching) -> EntryOut {
-    let (entry_valid, entry_valid_nsec) = split(caching.entry);
+pub(crate) fn entry(found: &Found) -> EntryOut {
+    let (entry_valid, entry_valid_nsec) = split(found.lifetime);
     let (attr_valid, attr_valid_nsec) = split(found.shown.lifetime);
     EntryOut {
         nodeid: found.id.0,
@@ -81,8 +81,8 @@ pub(crate) fn entry(found: &Found, caching: Caching) -> EntryOut {
 }
 
 /// A name that leads nowhere, for as long as the kernel may keep that (node id 0 in fs/fuse/dir.c).
-pub(crate) fn no_entry(caching: Caching) -> EntryOut {
-    let (entry_valid, entry_valid_nsec) = split(caching.negative);
+pub(crate) fn no_entry(lifetime: Duration) -> EntryOut {
+    let (entry_valid, entry_valid_nsec) = split(lifetime);
     EntryOut { entry_valid, entry_valid_nsec, ..EntryOut::default() }
 }
 
@@ -95,6 +95,7 @@ pub(crate) fn attr(shown: &Shown) -> AttrOut {
 pub(crate) fn open(handle: &Handle) -> OpenOut {
     let mut backing_id = 0;
     let mut open_flags = match handle.way {
+        Way::Cached if handle.direct => flag::FOPEN_DIRECT_IO,
         Way::Cached if handle.keep => flag::FOPEN_KEEP_CACHE,
         Way::Cached => 0,
         Way::Direct => flag::FOPEN_DIRECT_IO,

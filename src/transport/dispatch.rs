@@ -16,7 +16,7 @@ use super::wire::{
     WriteOut, flag,
 };
 use super::worker::Worker;
-use crate::vfs::FileRef;
+use crate::vfs::{FileRef, LookedUp};
 use zerocopy::IntoBytes;
 
 /// The largest value of an attribute (`XATTR_SIZE_MAX`), and of a list of names, in bytes.
@@ -99,12 +99,12 @@ impl<B: Backend> Worker<B> {
                 self.out.extend_from_slice(&target);
                 return Ok(BODY);
             }
-            Opcode::Lookup => match self.vfs.lookup(id, &request.name()?) {
-                Err(e) if e.errno() == Errno::ENOENT && !self.vfs.caching().negative.is_zero() => {
-                    put(&mut self.out, &answer::no_entry(self.vfs.caching()));
+            Opcode::Lookup => match self.vfs.lookup(id, &request.name()?)? {
+                LookedUp::Missing(lifetime) => {
+                    put(&mut self.out, &answer::no_entry(lifetime));
                     return Ok(BODY);
                 }
-                found => found?,
+                LookedUp::Found(found) => found,
             },
             Opcode::Mknod => {
                 let MknodIn { mode, rdev, umask, .. } = request.take()?;
@@ -125,7 +125,7 @@ impl<B: Backend> Worker<B> {
                 self.vfs.link(NodeId(oldnodeid), id, &request.name()?)?
             }
         };
-        put(&mut self.out, &answer::entry(&found, self.vfs.caching()));
+        put(&mut self.out, &answer::entry(&found));
         Ok(Reply::Body(Given { node: Some(found.id), ..Given::NOTHING }))
     }
 
@@ -200,7 +200,7 @@ impl<B: Backend> Worker<B> {
                 } else {
                     self.vfs.tmpfile(&by, id, mode, how)?
                 };
-                put(&mut self.out, &answer::entry(&found, self.vfs.caching()));
+                put(&mut self.out, &answer::entry(&found));
                 self.out.extend_from_slice(answer::open(&handle).as_bytes());
                 Ok(Reply::Body(Given { node: Some(found.id), file: Some(handle.id), dir: None }))
             }
@@ -332,12 +332,11 @@ impl<B: Backend> Worker<B> {
             Opcode::Readdirplus => {
                 let read: ReadIn = request.take()?;
                 let size = length(u64::from(read.size)).min(self.max_read);
-                let caching = self.vfs.caching();
                 let mut entries = Entries::new(&mut self.out, size);
                 let (handle, from) = (HandleId(read.fh), Cookie(read.offset));
                 // An entry with its node takes about five times the room of one without.
                 self.vfs.readdirplus(id, handle, from, size / 5, &mut |entry, found| {
-                    entries.add_plus(entry, found.as_ref(), caching)
+                    entries.add_plus(entry, found.as_ref())
                 })?;
                 Ok(BODY)
             }

@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::{Errno as Os, writev};
 use splicefs_core::sys::ioctl;
-use splicefs_core::{Errno, NodeId, Result};
+use splicefs_core::{Errno, Name, NodeId, Result};
 
-use super::wire::{InvalInodeOut, PollWakeupOut, flag};
+use super::wire::{InvalEntryOut, InvalInodeOut, PollWakeupOut, flag};
 use crate::reply::{HEADER, header};
 use crate::vfs::{BackingId, Kernel};
 use zerocopy::IntoBytes;
@@ -64,9 +64,14 @@ impl Port {
 
     /// Sends a notification: a reply to no request, with its code where the error would stand.
     fn notify(&self, code: i32, body: &[u8]) -> std::io::Result<()> {
-        let mut head = header(0, body.len(), None);
+        self.notify_of(code, body, &[])
+    }
+
+    /// The same about a `name`, which ends with a NUL.
+    fn notify_of(&self, code: i32, body: &[u8], name: &[u8]) -> std::io::Result<()> {
+        let mut head = header(0, body.len() + name.len(), None);
         head[4..8].copy_from_slice(&code.to_ne_bytes());
-        match writev(&self.0, &[IoSlice::new(&head), IoSlice::new(body)]) {
+        match writev(&self.0, &[IoSlice::new(&head), IoSlice::new(body), IoSlice::new(name)]) {
             // The kernel knows the node or the waiter no longer.
             Ok(_) | Err(Os::NOENT) => Ok(()),
             Err(e) => Err(e.into()),
@@ -82,6 +87,22 @@ impl Kernel for Port {
     fn attributes_changed(&self, id: NodeId) -> std::io::Result<()> {
         // A negative offset leaves the page cache alone, whose locks the request being served may hold.
         self.notify(flag::NOTIFY_INVAL_INODE, InvalInodeOut { ino: id.0, off: -1, len: 0 }.as_bytes())
+    }
+
+    fn node_changed(&self, id: NodeId) -> std::io::Result<()> {
+        // All of it: a length of 0 has no end.
+        self.notify(flag::NOTIFY_INVAL_INODE, InvalInodeOut { ino: id.0, off: 0, len: 0 }.as_bytes())
+    }
+
+    fn name_changed(&self, dir: NodeId, name: &Name) -> std::io::Result<()> {
+        // Expired and not dropped: what is in use, a working directory even, stays what it is if it is found again.
+        let namelen = u32::try_from(name.as_bytes().len()).unwrap_or(0);
+        let out = InvalEntryOut { parent: dir.0, namelen, flags: flag::EXPIRE_ONLY };
+        self.notify_of(flag::NOTIFY_INVAL_ENTRY, out.as_bytes(), name.as_c_str().to_bytes_with_nul())
+    }
+
+    fn all_names_changed(&self) -> std::io::Result<()> {
+        self.notify(flag::NOTIFY_INC_EPOCH, &[])
     }
 
     fn open_backing(&self, file: BorrowedFd<'_>) -> Result<BackingId> {

@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 
 use super::answer;
 use super::wire::{Dirent, EntryOut};
-use crate::vfs::{Caching, Found};
+use crate::vfs::Found;
 
 /// Entries of one reply.
 pub(crate) struct Entries<'o> {
@@ -32,13 +32,8 @@ impl<'o> Entries<'o> {
 
     /// Adds an entry and its node (`struct fuse_direntplus`), if it fits. Without a node the kernel takes the name and
     /// looks it up itself when it needs to.
-    pub(crate) fn add_plus(
-        &mut self,
-        entry: DirEntry<'_>,
-        found: Option<&Found>,
-        caching: Caching,
-    ) -> ControlFlow<()> {
-        let out = found.map_or_else(EntryOut::default, |found| answer::entry(found, caching));
+    pub(crate) fn add_plus(&mut self, entry: DirEntry<'_>, found: Option<&Found>) -> ControlFlow<()> {
+        let out = found.map_or_else(EntryOut::default, answer::entry);
         self.push(Some(&out), entry)
     }
 

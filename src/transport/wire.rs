@@ -69,6 +69,7 @@ structures! { IntoBytes:
     PollOut { revents: u32, padding: u32 }
     PollWakeupOut { kh: u64 }
     InvalInodeOut { ino: u64, off: i64, len: i64 }
+    InvalEntryOut { parent: u64, namelen: u32, flags: u32 }
     LseekOut { offset: u64 }
     Dirent { ino: u64, off: u64, namelen: u32, kind: u32 }
 }
@@ -105,6 +106,12 @@ pub(crate) mod flag {
     pub(crate) const NOTIFY_POLL: i32 = 1;
     /// Message code of an invalidation of attributes or data (`FUSE_NOTIFY_INVAL_INODE`).
     pub(crate) const NOTIFY_INVAL_INODE: i32 = 2;
+    /// Message code of an invalidation of a name (`FUSE_NOTIFY_INVAL_ENTRY`).
+    pub(crate) const NOTIFY_INVAL_ENTRY: i32 = 3;
+    /// Message code of an invalidation of all names (`FUSE_NOTIFY_INC_EPOCH`).
+    pub(crate) const NOTIFY_INC_EPOCH: i32 = 8;
+    /// The name is looked up once more, instead of being dropped.
+    pub(crate) const EXPIRE_ONLY: u32 = 1;
 }
 
 #[cfg(test)]

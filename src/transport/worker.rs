@@ -13,7 +13,7 @@ use super::port::{Port, Sent};
 use super::request::{Opcode, Request};
 use crate::aligned::{AlignedBuffer, PAGE};
 use crate::reply::Engine;
-use crate::vfs::Vfs;
+use crate::vfs::{Turn, Vfs};
 
 /// Length of the headers of a WRITE request, in bytes: read to just before a page boundary, its data lies on one, as
 /// `O_DIRECT` asks for.
@@ -48,6 +48,7 @@ pub struct Worker<B: Backend> {
     pub(super) out: Vec<u8>,
     /// The most bytes a reply has.
     pub(super) max_read: usize,
+    turn: Arc<Turn>,
 }
 
 impl<B: Backend> Worker<B> {
@@ -58,7 +59,8 @@ impl<B: Backend> Worker<B> {
     /// itself again after acting for a caller.
     pub fn serve(vfs: Arc<Vfs<B>>, port: Arc<Port>, stock: Stock) -> io::Result<()> {
         let Stock { engine, mut buffer, max_read } = stock;
-        let mut worker = Self { vfs, port, engine, out: Vec::new(), max_read };
+        let turn = vfs.join();
+        let mut worker = Self { vfs, port, engine, out: Vec::new(), max_read, turn };
         loop {
             let message = match read(&*worker.port, &mut *buffer.bytes()) {
                 Ok(len) => &buffer.bytes()[..len],
@@ -68,7 +70,7 @@ impl<B: Backend> Worker<B> {
                 Err(e) => return Err(e.into()),
             };
             match Request::parse(message) {
-                Ok(request) => worker.handle(request),
+                Ok(request) => worker.take_turn(request),
                 Err(_) => {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "a request without a header"));
                 }
@@ -77,6 +79,16 @@ impl<B: Backend> Worker<B> {
                 return Err(io::Error::other("a thread kept a caller's credentials"));
             }
         }
+    }
+
+    /// Answers one request, and is known to while its reply may tell the kernel something to keep.
+    fn take_turn(&mut self, request: Request<'_>) {
+        if request.opcode().is_none_or(Opcode::tells_nothing) {
+            return self.handle(request);
+        }
+        self.turn.begin();
+        self.handle(request);
+        self.turn.end();
     }
 
     /// Answers one request, whatever becomes of it.
@@ -128,6 +140,28 @@ impl<B: Backend> Worker<B> {
 }
 
 impl Opcode {
+    /// Whether the kernel keeps nothing of the reply but what the request had in it. Some of these may take long.
+    fn tells_nothing(self) -> bool {
+        self.is_unanswered()
+            || matches!(
+                self,
+                Self::Write
+                    | Self::Statfs
+                    | Self::Release
+                    | Self::Fsync
+                    | Self::Flush
+                    | Self::Releasedir
+                    | Self::Fsyncdir
+                    | Self::Destroy
+                    | Self::Ioctl
+                    | Self::Poll
+                    | Self::Fallocate
+                    | Self::Lseek
+                    | Self::CopyFileRange
+                    | Self::CopyFileRange64
+            )
+    }
+
     /// Whether the protocol has no reply to it.
     fn is_unanswered(self) -> bool {
         matches!(self, Self::Forget | Self::BatchForget | Self::Interrupt)
@@ -200,7 +234,7 @@ mod tests {
     use super::*;
     use crate::reply::{Counters, Policy, ZeroSource};
     use crate::transport::wire::InHeader;
-    use crate::vfs::{Access, Caching, Facility, Stats};
+    use crate::vfs::{Access, Cache, Caching, Facility, Stats};
 
     #[test]
     fn a_panic_in_a_handler_is_eio_with_its_message() {
@@ -216,6 +250,7 @@ mod tests {
             mount_point: None,
             noatime: false,
             block_devices_as_files: false,
+            listen: false,
         })
         .unwrap()
     }
@@ -233,13 +268,14 @@ mod tests {
         let port = Arc::new(Port::new(nowhere.into()));
         let counters = Arc::new(Counters::default());
         let serving = Facility { mode: "auto".into(), serving: true, why: String::new() };
-        let caching = Caching::new(B::OWNERSHIP, None, None, false);
+        let caching = Caching::new(B::OWNERSHIP, Cache::Auto, None, None, false);
         let access = Access { owner: 0, owner_and_root_only: false, acls: true };
-        let stats = Stats::new(serving.clone(), serving.clone(), serving, counters.clone());
+        let stats = Stats::new(serving.clone(), serving.clone(), serving.clone(), serving, counters.clone());
         let vfs = Vfs::new(backend, caching, access, stats, port.clone()).unwrap();
         let policy = Policy { splice: true, splice_min: 1 };
         let engine = Engine::new(policy, Arc::new(ZeroSource::new().unwrap()), PAGE, counters).unwrap();
-        Worker { vfs: Arc::new(vfs), port, engine, out: Vec::new(), max_read: PAGE }
+        let turn = vfs.join();
+        Worker { vfs: Arc::new(vfs), port, engine, out: Vec::new(), max_read: PAGE, turn }
     }
 
     fn message(opcode: u32, nodeid: u64, body: &[u8]) -> Vec<u8> {

@@ -11,8 +11,9 @@ impl<B: Backend> Vfs<B> {
     ///
     /// The second value says whether the kernel may keep its entries.
     pub fn opendir(&self, id: NodeId) -> Result<(HandleId, bool)> {
-        let dir = self.backend.opendir(&self.node(id)?.node)?;
-        let kept = self.caching.contents && self.backend.keeps_entries(&dir);
+        let vnode = self.node(id)?;
+        let dir = self.backend.opendir(&vnode.node)?;
+        let kept = self.kept(&vnode).contents && self.backend.keeps_entries(&dir);
         Ok((self.dirs.insert(dir), kept))
     }
 
@@ -38,8 +39,9 @@ impl<B: Backend> Vfs<B> {
         sink: &mut dyn FnMut(DirEntry<'_>, Option<Found>) -> ControlFlow<()>,
     ) -> Result<()> {
         let parent = self.node(parent)?;
+        let names = self.kept(&parent);
         self.backend.read_dir(&*self.dirs.get(id)?, from, hint, &mut |entry| {
-            let found = self.look_up_entry(&parent, entry.name).map(|entry| self.remember(entry).0);
+            let found = self.look_up_entry(&parent, entry.name).map(|entry| self.remember(entry, names).0);
             let taken = sink(entry, found);
             if taken.is_break()
                 && let Some(found) = found

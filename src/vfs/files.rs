@@ -27,7 +27,7 @@ impl<B: Backend> Vfs<B> {
         let writes = flags.writes();
         let way = if direct_io { Way::Direct } else { self.enter(&vnode, &file, writes) };
         // A mapping that outlives its descriptor changes the file past the page cache.
-        let keep = self.caching.contents && vnode.io_mode.bypass() == Bypass::Never;
+        let keep = self.keeps_data(&vnode) && vnode.io_mode.bypass() == Bypass::Never;
         // A file that the kernel writes by itself has attributes that it must ask for.
         if changed || (writes && matches!(way, Way::Backed(_))) {
             self.attributes_changed(self.backend.id(&vnode.node));
@@ -38,7 +38,7 @@ impl<B: Backend> Vfs<B> {
             vnode.running.fetch_add(1, Ordering::Relaxed);
         }
         let id = self.files.insert(OpenFile { vnode, file, made_for_caller: direct_io, way, writes, runs });
-        Handle { id, way, keep, stream, closes_silently }
+        Handle { id, way, keep, direct: self.caching.direct, stream, closes_silently }
     }
 
     /// Opens a regular file, and gives the handle to `reply`, whose result is returned. One that is truncated waits for
@@ -91,8 +91,9 @@ impl<B: Backend> Vfs<B> {
         flags: CreateFlags,
     ) -> Result<(Found, Handle)> {
         let parent = self.node(parent)?;
+        let names = self.kept(&parent);
         let (entry, opened) = self.backend.create(caller, &parent.node, name, mode, flags)?;
-        let (found, vnode) = self.remember(entry);
+        let (found, vnode) = self.remember(entry, names);
         Ok((found, self.handle(vnode, opened, flags.open)))
     }
 
@@ -106,7 +107,7 @@ impl<B: Backend> Vfs<B> {
     ) -> Result<(Found, Handle)> {
         let parent = self.node(parent)?;
         let (entry, opened) = self.backend.tmpfile(caller, &parent.node, mode, flags)?;
-        let (found, vnode) = self.remember(entry);
+        let (found, vnode) = self.remember(entry, self.kept(&parent));
         Ok((found, self.handle(vnode, opened, flags.open)))
     }
 

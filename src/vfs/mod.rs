@@ -5,25 +5,32 @@
 mod caching;
 mod dirs;
 mod files;
+mod hearing;
 mod iomode;
 mod length;
 mod names;
 mod poll;
+mod turns;
 mod unopened;
 mod xattrs;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use splicefs_core::{Attr, Backend, Entry, HandleId, HandleTable, NodeId, NodeTable, Result};
+use splicefs_core::{Attr, Backend, Entry, HandleId, HandleTable, Listener, Name, NodeId, NodeTable, Result};
 
-pub use caching::{Caching, FOR_EVER, Shown};
+pub use caching::{Cache, Caching, FOR_EVER, Kept, Shown};
+pub use hearing::Hearing;
+use hearing::Told;
 use iomode::IoMode;
 pub use iomode::{BackingId, Way};
 use length::Length;
 use poll::Wakeups;
+pub use turns::Turn;
+use turns::Turns;
 pub use unopened::FileRef;
 use unopened::{Unopened, Use};
 pub use xattrs::{Facility, RECONFIGURE_XATTR, Report, STATS_XATTR, Stats};
@@ -51,6 +58,22 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// Those of the transport.
     fn attributes_changed(&self, id: NodeId) -> io::Result<()>;
+    /// Attributes and contents of the node have changed, or a directory's entries. Not to be called while a request is being
+    /// served.
+    ///
+    /// # Errors
+    /// Those of the transport.
+    fn node_changed(&self, id: NodeId) -> io::Result<()>;
+    /// The name may lead elsewhere now. Not to be called while a request is being served.
+    ///
+    /// # Errors
+    /// Those of the transport.
+    fn name_changed(&self, dir: NodeId, name: &Name) -> io::Result<()>;
+    /// Every name may lead elsewhere now.
+    ///
+    /// # Errors
+    /// Those of the transport; `EINVAL` where the kernel has no such message.
+    fn all_names_changed(&self) -> io::Result<()>;
     /// Has the kernel keep a file that it is to read and write by itself, with the rights that the calling thread has now.
     ///
     /// # Errors
@@ -70,11 +93,22 @@ pub(crate) struct VNode<B: Backend> {
     io_mode: IoMode,
     /// How many open files of it are programs that are run.
     running: AtomicUsize,
+    /// What [`Backend::hears`] said when data was last left in the page cache, or [`UNHEARD`].
+    heard: AtomicU64,
 }
+
+/// No number of [`Backend::hears`].
+const UNHEARD: u64 = u64::MAX;
 
 impl<B: Backend> VNode<B> {
     fn new(node: Arc<B::Node>) -> Self {
-        Self { node, length: Length::default(), io_mode: IoMode::default(), running: AtomicUsize::new(0) }
+        Self {
+            node,
+            length: Length::default(),
+            io_mode: IoMode::default(),
+            running: AtomicUsize::new(0),
+            heard: AtomicU64::new(UNHEARD),
+        }
     }
 }
 
@@ -98,6 +132,10 @@ pub struct Vfs<B: Backend> {
     unopened: Unopened<B>,
     dirs: HandleTable<B::Dir>,
     caching: Caching,
+    /// Changes that were to be heard of are not any more.
+    deaf: AtomicBool,
+    told: Told,
+    turns: Turns,
     access: Access,
     stats: Stats,
     kernel: Arc<dyn Kernel>,
@@ -111,6 +149,17 @@ pub struct Found {
     pub id: NodeId,
     /// Its attributes.
     pub shown: Shown,
+    /// How long the name leads to it.
+    pub lifetime: Duration,
+}
+
+/// What a name leads to, as the kernel is told of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LookedUp {
+    /// A node, which the kernel holds one more reference to.
+    Found(Found),
+    /// Nothing, for so long.
+    Missing(Duration),
 }
 
 /// A handle as the kernel is told of it.
@@ -122,6 +171,8 @@ pub struct Handle {
     pub way: Way,
     /// What the page cache of the kernel holds of the file is still what the file holds.
     pub keep: bool,
+    /// Nothing is to be read from the page cache.
+    pub direct: bool,
     /// The file has no offsets.
     pub stream: bool,
     /// Closing it has nothing to tell.
@@ -148,6 +199,9 @@ impl<B: Backend> Vfs<B> {
             dirs: HandleTable::default(),
             backend,
             caching,
+            deaf: AtomicBool::new(false),
+            told: Told::default(),
+            turns: Turns::default(),
             access,
             stats,
             wakeups: Wakeups::new(kernel.clone())?,
@@ -162,11 +216,6 @@ impl<B: Backend> Vfs<B> {
         }
     }
 
-    /// What the kernel may keep.
-    pub fn caching(&self) -> Caching {
-        self.caching
-    }
-
     /// Whether a request of `uid` is let in at all. What the kernel sends on its own account (write-back, forget,
     /// release) carries no user and is not asked about.
     pub fn admits(&self, uid: u32) -> bool {
@@ -177,15 +226,48 @@ impl<B: Backend> Vfs<B> {
         self.nodes.get(id)
     }
 
-    /// What the kernel is told of a node's attributes.
-    fn show(&self, vnode: &VNode<B>, attr: Attr) -> Shown {
-        Shown { attr, lifetime: self.caching.attr_of(vnode.io_mode.bypass()) }
+    /// What the kernel may keep of the node, or of a directory's names, as things are.
+    fn kept(&self, vnode: &VNode<B>) -> Kept {
+        self.caching.kept(!self.caching.listens() || self.heard(vnode) != UNHEARD)
     }
 
-    /// Counts a lookup of the entry's node.
-    fn remember(&self, entry: Entry<B::Node>) -> (Found, Arc<VNode<B>>) {
+    /// The number of [`Backend::hears`], or [`UNHEARD`].
+    fn heard(&self, vnode: &VNode<B>) -> u64 {
+        let deaf = self.deaf.load(Ordering::SeqCst);
+        if deaf { UNHEARD } else { self.backend.hears(&vnode.node).unwrap_or(UNHEARD) }
+    }
+
+    /// What hears of changes by others, if they are to be heard of.
+    pub fn listener(&self) -> Option<Arc<dyn Listener>> {
+        if self.caching.listens() { self.backend.listener().ok() } else { None }
+    }
+
+    /// One more thread answers requests.
+    pub fn join(&self) -> Arc<Turn> {
+        self.turns.join()
+    }
+
+    /// Whether what the page cache holds of the node may stay there when it is opened: nothing was missed since it was opened
+    /// last.
+    fn keeps_data(&self, vnode: &VNode<B>) -> bool {
+        if !self.caching.listens() {
+            return self.caching.kept(true).contents;
+        }
+        let heard = self.heard(vnode);
+        vnode.heard.swap(heard, Ordering::Relaxed) == heard && self.caching.kept(heard != UNHEARD).contents
+    }
+
+    /// What the kernel is told of a node's attributes, which `before` they were looked at it might keep as that says.
+    fn show(&self, vnode: &VNode<B>, attr: Attr, before: Kept) -> Shown {
+        let bypass = vnode.io_mode.bypass();
+        Shown { attr, lifetime: before.attr_of(bypass).min(self.kept(vnode).attr_of(bypass)) }
+    }
+
+    /// Counts a lookup of the entry's node. Names of its directory may be kept as `names` says.
+    fn remember(&self, entry: Entry<B::Node>, names: Kept) -> (Found, Arc<VNode<B>>) {
         let id = self.backend.id(&entry.node);
         let vnode = self.nodes.remember(id, || VNode::new(entry.node));
-        (Found { id, shown: self.show(&vnode, entry.attr) }, vnode)
+        let shown = self.show(&vnode, entry.attr, self.caching.kept(true));
+        (Found { id, shown, lifetime: names.entry }, vnode)
     }
 }

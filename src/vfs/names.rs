@@ -1,16 +1,25 @@
 //! Names, attributes and what changes them.
 
 use splicefs_core::{
-    Backend, Caller, HandleId, Make, Name, NodeId, RenameFlags, Result, SetAttr, SetTime, StatFs,
+    Backend, Caller, Errno, HandleId, Make, Name, NodeId, RenameFlags, Result, SetAttr, SetTime, StatFs,
 };
 
-use super::{Found, Shown, Vfs};
+use super::{Found, LookedUp, Shown, Vfs};
 
 impl<B: Backend> Vfs<B> {
     /// The node that `name` leads to; the kernel holds one more reference to it.
-    pub fn lookup(&self, parent: NodeId, name: &Name) -> Result<Found> {
+    ///
+    /// # Errors
+    /// `ENOENT` where it leads nowhere and the kernel is not to keep that.
+    pub fn lookup(&self, parent: NodeId, name: &Name) -> Result<LookedUp> {
         let parent = self.node(parent)?;
-        Ok(self.remember(self.backend.lookup(&parent.node, name)?).0)
+        let names = self.kept(&parent);
+        match self.backend.lookup(&parent.node, name) {
+            Err(e) if e.errno() == Errno::ENOENT && !names.negative.is_zero() => {
+                Ok(LookedUp::Missing(names.negative))
+            }
+            entry => Ok(LookedUp::Found(self.remember(entry?, names).0)),
+        }
     }
 
     /// The kernel gives `count` references back.
@@ -24,15 +33,10 @@ impl<B: Backend> Vfs<B> {
     pub fn getattr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Shown> {
         // A handle that is gone is no reason to fail: the node answers.
         let open = self.opened_if_any(handle).ok().flatten();
-        match open {
-            Some(open) => {
-                Ok(self.show(&open.vnode, self.backend.getattr(&open.vnode.node, Some(&open.file))?))
-            }
-            None => {
-                let vnode = self.node(id)?;
-                Ok(self.show(&vnode, self.backend.getattr(&vnode.node, None)?))
-            }
-        }
+        let vnode = open.as_ref().map_or_else(|| self.node(id), |open| Ok(open.vnode.clone()))?;
+        let before = self.kept(&vnode);
+        let attr = self.backend.getattr(&vnode.node, open.as_ref().map(|open| &open.file))?;
+        Ok(self.show(&vnode, attr, before))
     }
 
     /// Changes attributes, and calls `reply` with them. A change of size waits for the reads that are on their way, and
@@ -48,8 +52,9 @@ impl<B: Backend> Vfs<B> {
         let open = self.opened_if_any(handle)?;
         let vnode = self.node(id)?;
         let file = open.as_ref().map(|open| &open.file);
+        let kept = self.kept(&vnode);
         let Some(_) = change.size else {
-            reply(&self.show(&vnode, self.backend.setattr(caller, &vnode.node, file, change)?));
+            reply(&self.show(&vnode, self.backend.setattr(caller, &vnode.node, file, change)?, kept));
             return Ok(());
         };
         let length = vnode.length.change();
@@ -60,7 +65,7 @@ impl<B: Backend> Vfs<B> {
             change.mtime = change.mtime.or(Some(SetTime::Now));
         }
         let attr = self.backend.setattr(caller, &vnode.node, file, &change)?;
-        reply(&self.show(&vnode, attr));
+        reply(&self.show(&vnode, attr, kept));
         if attr.size < before {
             length.told_shorter(caller.pid);
         }
@@ -75,13 +80,15 @@ impl<B: Backend> Vfs<B> {
     /// Creates a node.
     pub fn make(&self, caller: &Caller, parent: NodeId, name: &Name, what: Make<'_>) -> Result<Found> {
         let parent = self.node(parent)?;
-        Ok(self.remember(self.backend.make(caller, &parent.node, name, what)?).0)
+        let names = self.kept(&parent);
+        Ok(self.remember(self.backend.make(caller, &parent.node, name, what)?, names).0)
     }
 
     /// Gives a node one more name.
     pub fn link(&self, id: NodeId, parent: NodeId, name: &Name) -> Result<Found> {
         let (node, parent) = (self.node(id)?, self.node(parent)?);
-        Ok(self.remember(self.backend.link(&node.node, &parent.node, name)?).0)
+        let names = self.kept(&parent);
+        Ok(self.remember(self.backend.link(&node.node, &parent.node, name)?, names).0)
     }
 
     /// Removes a name of anything but a directory.

@@ -135,7 +135,8 @@ impl<B: Backend> Vfs<B> {
         Handle {
             id: NO_HANDLE,
             way: Way::Cached,
-            keep: self.caching.contents,
+            keep: self.caching.keeps_contents(),
+            direct: false,
             stream: false,
             closes_silently: !writes,
         }

@@ -40,6 +40,7 @@ pub struct Stats {
     splice: Facility,
     passthrough: Facility,
     unopened: Facility,
+    cache: Facility,
     reads: Arc<Counters>,
     opens: Opens,
     requests: Vec<AtomicU64>,
@@ -60,6 +61,10 @@ pub struct Report {
     pub passthrough: Facility,
     /// Whether files are used without being opened.
     pub unopened: Facility,
+    /// Whether what the kernel keeps outlasts a second, and why.
+    pub cache: Facility,
+    /// What was heard of others' changes, and what the kernel was told of them.
+    pub changes: BTreeMap<String, u64>,
     /// Files opened, by how they are served.
     pub opens: BTreeMap<String, u64>,
     /// What became of the bytes read.
@@ -81,9 +86,15 @@ fn no_acl(name: &CStr, e: Error) -> Error {
 
 impl Stats {
     /// Statistics that count from nothing.
-    pub fn new(splice: Facility, passthrough: Facility, unopened: Facility, reads: Arc<Counters>) -> Self {
+    pub fn new(
+        splice: Facility,
+        passthrough: Facility,
+        unopened: Facility,
+        cache: Facility,
+        reads: Arc<Counters>,
+    ) -> Self {
         let requests = Opcode::ALL.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { splice, passthrough, unopened, reads, opens: Opens::default(), requests }
+        Self { splice, passthrough, unopened, cache, reads, opens: Opens::default(), requests }
     }
 }
 
@@ -114,6 +125,8 @@ impl<B: Backend> Vfs<B> {
             splice: stats.splice.clone(),
             passthrough: stats.passthrough.clone(),
             unopened: stats.unopened.clone(),
+            cache: stats.cache.clone(),
+            changes: self.told.snapshot(self.backend.listener().map_or(0, |listener| listener.watches())),
             opens: stats.opens.snapshot(),
             read: stats.reads.snapshot(),
             requests: counts.map(|(op, n)| (op.key().to_owned(), n.load(Ordering::Relaxed))).collect(),

@@ -49,6 +49,11 @@ impl Stats {
         self.number(&format!("/opens/{how}"))
     }
 
+    /// What was heard of others' changes, or told to the kernel.
+    pub(crate) fn change(&self, what: &str) -> u64 {
+        self.number(&format!("/changes/{what}"))
+    }
+
     /// How many files are open.
     pub(crate) fn files(&self) -> u64 {
         self.number("/files")

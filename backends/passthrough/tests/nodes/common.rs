@@ -14,6 +14,7 @@ pub(crate) fn mirror() -> (Passthrough, TempDir) {
         mount_point: None,
         noatime: false,
         block_devices_as_files: false,
+        listen: false,
     };
     (Passthrough::new(&options).unwrap(), source)
 }
