@@ -140,6 +140,10 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
         self.backing_file(file)
     }
 
+    fn only_grows(&self, file: &Self::File) -> Result<bool> {
+        Ok(self.protection(&file.node)?.append)
+    }
+
     fn mode(&self, file: &Self::File) -> Result<u32> {
         self.file_mode(file)
     }
@@ -154,6 +158,11 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
     ) -> Result<usize> {
         self.check_writing(&file.node, mode)?;
         self.on_upper(file, |layer, real| layer.write(caller, real, offset, data, mode))
+    }
+
+    fn tells_at_close(&self) -> bool {
+        // What cannot be looked at is taken for what tells.
+        self.upper.as_ref().is_some_and(|upper| upper.layer.tells_late().unwrap_or(true))
     }
 
     fn flush(&self, file: &Self::File) -> Result<()> {

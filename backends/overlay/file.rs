@@ -234,10 +234,11 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         self.changes()?;
         self.check_setting(node, change)?;
         let change = &self.config.owners.change(change)?;
-        let only_size = SetAttr { size: change.size, ..SetAttr::default() };
+        let cut = SetAttr { size: change.size, mtime: change.mtime, ..SetAttr::default() };
         let need = match change.size {
-            // What is cut off need not be copied, as long as nothing else in the change can be refused after that.
-            Some(size) if *change == only_size => Need::Upto(size),
+            // What is cut off need not be copied, as long as nothing else in the change can be refused after that. The kernel
+            // tells the time, too, if it has a writeback cache.
+            Some(size) if *change == cut => Need::Upto(size),
             Some(_) => Need::All,
             None => Need::Attributes,
         };

@@ -14,6 +14,8 @@ use crate::stat::{self, Identity};
 pub(crate) enum FsClass {
     /// A file's size is what reading it gives.
     Ordinary,
+    /// As `Ordinary`, but what goes wrong with a write may be told when the file is closed (NFS).
+    Remote,
     /// As `Ordinary`, but a copy-up changes the birth time of a file (overlayfs).
     Overlay,
     /// Contents are made as they are read, and sizes mean nothing (procfs and its kind).
@@ -25,19 +27,22 @@ pub(crate) enum FsClass {
 }
 
 /// `f_type` of statfs(2), from include/uapi/linux/magic.h.
-const ORDINARY: [u64; 12] = [
+const ORDINARY: [u64; 10] = [
     0xef53,      // ext2, ext3, ext4
     0x5846_5342, // xfs
     0x9123_683e, // btrfs
     0x0102_1994, // tmpfs
-    0x6969,      // nfs
     0xf2f5_2010, // f2fs
     0xca45_1a4e, // bcachefs
     0x2fc1_2fc1, // zfs
     0x4d44,      // vfat
     0x2011_bab0, // exfat
     0x9660,      // isofs
+];
+const REMOTE: [u64; 3] = [
+    0x6969,      // nfs
     0xff53_4d42, // cifs
+    0xfe53_4d42, // smb2, smb3
 ];
 const PSEUDO: [u64; 17] = [
     0x6265_6572, // sysfs
@@ -68,6 +73,7 @@ impl FsClass {
             OVERLAY => Self::Overlay,
             _ if PSEUDO.contains(&magic) => Self::Pseudo,
             _ if ORDINARY.contains(&magic) => Self::Ordinary,
+            _ if REMOTE.contains(&magic) => Self::Remote,
             _ => Self::Unknown,
         }
     }
@@ -80,7 +86,12 @@ impl FsClass {
 
     /// Whether a file's size is known to be what reading it gives.
     pub(crate) fn is_true_to_size(self) -> bool {
-        matches!(self, Self::Ordinary | Self::Overlay)
+        matches!(self, Self::Ordinary | Self::Remote | Self::Overlay)
+    }
+
+    /// Whether errors of writing may be told when a file is closed, and not before.
+    pub(crate) fn tells_late(self) -> bool {
+        !matches!(self, Self::Ordinary)
     }
 
     /// Whether contents are made as they are read.

@@ -149,6 +149,10 @@ impl Backend for Tmpfs {
     }
 
     /// `ENOSYS` tells the kernel that there is nothing to be done, and it asks no more.
+    fn tells_at_close(&self) -> bool {
+        false
+    }
+
     fn flush(&self, _file: &File) -> Result<()> {
         Err(Errno::ENOSYS.into())
     }

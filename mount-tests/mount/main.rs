@@ -24,3 +24,4 @@ mod storm;
 mod tmpfs;
 mod unopened;
 mod user;
+mod writeback;

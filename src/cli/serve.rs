@@ -241,6 +241,7 @@ fn session_config(options: &Options) -> SessionConfig {
         splice: options.splice,
         passthrough: options.passthrough,
         opens: options.opens,
+        writeback: options.writeback,
         splice_min: options.splice_min,
         entry_timeout: options.entry_timeout,
         attr_timeout: options.attr_timeout,

@@ -248,6 +248,10 @@ pub trait Backend: Send + Sync + 'static {
     /// holds all of the contents, is never another's, and of whose changes the backend need not hear. `None` where the daemon
     /// must be asked.
     fn backing(&self, file: &Self::File) -> Option<Arc<OwnedFd>>;
+    /// Whether an open file takes nothing but what is appended (`chattr +a`), and so no pages of a cache.
+    fn only_grows(&self, _file: &Self::File) -> Result<bool> {
+        Ok(false)
+    }
     /// The type and permission bits of an open file.
     fn mode(&self, file: &Self::File) -> Result<u32>;
     /// Writes all of `data` or as much as there is room for, and returns how much. As with every change of contents,
@@ -260,6 +264,10 @@ pub trait Backend: Send + Sync + 'static {
         data: &[u8],
         mode: WriteMode,
     ) -> Result<usize>;
+    /// Whether [`Backend::flush`] may tell of errors that the writes themselves have not.
+    fn tells_at_close(&self) -> bool {
+        true
+    }
     /// A descriptor of the file is closed: errors of earlier writes may be told now.
     fn flush(&self, file: &Self::File) -> Result<()>;
     /// Makes the contents durable, and the attributes unless `data_only`.

@@ -17,7 +17,7 @@ use splicefs_core::Backend;
 pub use crate::reply::max_read_bytes;
 use crate::reply::{Counters, Engine, Policy, ZeroSource};
 use crate::transport::{Port, Stock, Worker};
-use crate::vfs::{Access, Caching, Facility, Stats, Vfs};
+use crate::vfs::{Access, Caching, Facilities, Stats, Vfs};
 pub use facilities::{Choice, Opens};
 use negotiate::{Handshake, MAX_WRITE, Negotiator};
 
@@ -35,6 +35,8 @@ pub struct SessionConfig {
     pub passthrough: Choice,
     /// Whether the kernel asks to open each file.
     pub opens: Opens,
+    /// Whether the kernel writes files back later.
+    pub writeback: Choice,
     /// Reads of fewer bytes are copied.
     pub splice_min: usize,
     /// How long the kernel may trust a name; by default as the backend allows ([`Caching`]).
@@ -68,9 +70,7 @@ struct Ready {
 /// Everything a session needs, before anything is mounted: threads, buffers, pipes' limits. What can fail fails here,
 /// where no mount is left behind.
 pub struct Prepared<B> {
-    splice: Facility,
-    passthrough: Facility,
-    unopened: Facility,
+    facilities: Facilities,
     counters: Arc<Counters>,
     entry_timeout: Option<Duration>,
     attr_timeout: Option<Duration>,
@@ -87,10 +87,8 @@ const HANDSHAKE_BUFFER: usize = 17 << 20;
 /// # Errors
 /// Where threads or memory are not to be had, or `splice=on` is not.
 pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
-    let splice = facilities::splice(config.splice)?;
-    let unopened = facilities::unopened::<B>(config)?;
-    let passthrough = facilities::passthrough(config.passthrough, B::HAS_BACKING, unopened.serving)?;
-    let policy = Policy { splice: splice.serving, splice_min: config.splice_min };
+    let facilities = facilities::of::<B>(config)?;
+    let policy = Policy { splice: facilities.splice.serving, splice_min: config.splice_min };
     let counters = Arc::new(Counters::default());
     let zeros = Arc::new(ZeroSource::new()?);
     let count = config.threads.map_or_else(default_threads, NonZeroUsize::get);
@@ -108,9 +106,7 @@ pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
     }
     Vec::<u8>::new().try_reserve_exact(HANDSHAKE_BUFFER).map_err(|_| io::ErrorKind::OutOfMemory)?;
     Ok(Prepared {
-        splice,
-        passthrough,
-        unopened,
+        facilities,
         counters,
         entry_timeout: config.entry_timeout,
         attr_timeout: config.attr_timeout,
@@ -148,14 +144,17 @@ impl<B: Backend> Prepared<B> {
     /// Where the handshake fails.
     pub fn serve(self, backend: B, device: OwnedFd) -> io::Result<Running> {
         let port = Arc::new(Port::new(device.try_clone()?));
-        let caching =
-            Caching::new(B::OWNERSHIP, self.entry_timeout, self.attr_timeout, self.unopened.serving);
+        let Facilities { passthrough, unopened, writeback, .. } = &self.facilities;
+        let caching = Caching {
+            writeback: writeback.serving,
+            ..Caching::new(B::OWNERSHIP, self.entry_timeout, self.attr_timeout, unopened.serving)
+        };
         let handshake = Handshake::new(
             device,
-            Negotiator { caching, passthrough: self.passthrough.serving, acls: self.access.acls },
+            Negotiator { caching, passthrough: passthrough.serving, acls: self.access.acls },
         )?;
-        let passthrough = facilities::probed_passthrough(self.passthrough, &*port)?;
-        let stats = Stats::new(self.splice, passthrough, self.unopened, self.counters);
+        let passthrough = facilities::probed_passthrough(passthrough.clone(), &*port)?;
+        let stats = Stats::new(Facilities { passthrough, ..self.facilities }, self.counters);
         let vfs = Arc::new(Vfs::new(backend, caching, self.access, stats, port.clone())?);
         let mut workers = Vec::with_capacity(self.threads.len());
         for Ready { thread, job } in self.threads {

@@ -46,12 +46,15 @@ const WANTED_OF_SHARED: &[InitFlags] = &[InitFlags::FUSE_AUTO_INVAL_DATA, InitFl
 const WANTED_OF_EXCLUSIVE: &[InitFlags] = &[InitFlags::FUSE_CACHE_SYMLINKS];
 /// For files that are opened: OPEN truncates (vfs::files). Without an OPEN a SETATTR does.
 const WANTED_OF_OPENED: &[InitFlags] = &[InitFlags::FUSE_ATOMIC_O_TRUNC];
+/// For files that the kernel writes back later (vfs::writeback).
+const WANTED_TO_WRITE_BACK: &[InitFlags] = &[InitFlags::FUSE_WRITEBACK_CACHE];
 /// Without these we would misread requests or misjudge permissions: Linux 5.14 and later has them all.
 const NEEDED: &[InitFlags] = &[
     InitFlags::FUSE_POSIX_ACL,
     InitFlags::FUSE_DONT_MASK,
     InitFlags::FUSE_SETXATTR_EXT,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_WRITEBACK_CACHE,
 ];
 
 /// Answers INIT and nothing else: requests after it are read by our own transport.
@@ -69,7 +72,8 @@ impl Filesystem for Negotiator {
         let more = if self.caching.contents { WANTED_OF_EXCLUSIVE } else { WANTED_OF_SHARED };
         let acls = if self.acls { WANTED_WITH_ACLS } else { &[] };
         let opened = if self.caching.unopened { &[] } else { WANTED_OF_OPENED };
-        for flag in WANTED.iter().chain(more).chain(acls).chain(opened) {
+        let late = if self.caching.writeback { WANTED_TO_WRITE_BACK } else { &[] };
+        for flag in WANTED.iter().chain(more).chain(acls).chain(opened).chain(late) {
             if config.add_capabilities(*flag).is_err() {
                 if NEEDED.contains(flag) {
                     return Err(io::Error::new(

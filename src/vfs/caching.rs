@@ -5,6 +5,8 @@
 //! | others too (passthrough) | 1 second | not kept | dropped | asked for each time | yes |
 //! | the kernel alone (tmpfs) | for ever | for ever | kept | kept | no |
 //!
+//! With a writeback cache ([`super::writeback`]), which is for the kernel alone, sizes and times of modification are the kernel's.
+//!
 //! `entry_timeout` and `attr_timeout` override the second column. Of a file that the kernel serves by itself (kernel
 //! passthrough), attributes are asked for each time while somebody may write it, and kept for a second at most after that.
 
@@ -32,6 +34,8 @@ pub struct Caching {
     pub contents: bool,
     /// Files are used without being opened (zero-message opens).
     pub unopened: bool,
+    /// What is written stays in the page cache until the kernel writes it back.
+    pub writeback: bool,
 }
 
 /// Attributes, and how long the kernel may rely on them.
@@ -65,7 +69,14 @@ impl Caching {
         let lifetime = if exclusive { FOR_EVER } else { SHARED_TIMEOUT };
         let entry = entry.unwrap_or(lifetime);
         let negative = if exclusive { entry } else { Duration::ZERO };
-        Self { entry, negative, attr: attr.unwrap_or(lifetime), contents: exclusive, unopened }
+        Self {
+            entry,
+            negative,
+            attr: attr.unwrap_or(lifetime),
+            contents: exclusive,
+            unopened,
+            writeback: false,
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod length;
 mod names;
 mod poll;
 mod unopened;
+mod writeback;
 mod xattrs;
 
 use std::io;
@@ -25,7 +26,8 @@ use length::Length;
 use poll::Wakeups;
 pub use unopened::FileRef;
 use unopened::{Unopened, Use};
-pub use xattrs::{Facility, RECONFIGURE_XATTR, Report, STATS_XATTR, Stats};
+use writeback::Modified;
+pub use xattrs::{Facilities, Facility, RECONFIGURE_XATTR, Report, STATS_XATTR, Stats};
 
 /// Who may see what beyond permissions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,11 +69,12 @@ pub(crate) struct VNode<B: Backend> {
     pub(crate) node: Arc<B::Node>,
     pub(crate) length: Length,
     io_mode: IoMode,
+    modified: Modified,
 }
 
 impl<B: Backend> VNode<B> {
     fn new(node: Arc<B::Node>) -> Self {
-        Self { node, length: Length::default(), io_mode: IoMode::default() }
+        Self { node, length: Length::default(), io_mode: IoMode::default(), modified: Modified::default() }
     }
 }
 

@@ -34,12 +34,23 @@ pub struct Facility {
     pub why: String,
 }
 
+/// What of all that is in use.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Facilities {
+    /// Whether reads are spliced.
+    pub splice: Facility,
+    /// Whether the kernel serves files by itself.
+    pub passthrough: Facility,
+    /// Whether files are used without being opened.
+    pub unopened: Facility,
+    /// Whether the kernel writes files back later.
+    pub writeback: Facility,
+}
+
 /// What a mount counts.
 #[derive(Debug)]
 pub struct Stats {
-    splice: Facility,
-    passthrough: Facility,
-    unopened: Facility,
+    facilities: Facilities,
     reads: Arc<Counters>,
     opens: Opens,
     requests: Vec<AtomicU64>,
@@ -54,12 +65,9 @@ pub struct Report {
     pub version: String,
     /// The daemon's process, in its own pid namespace.
     pub pid: u32,
-    /// Whether reads are spliced.
-    pub splice: Facility,
-    /// Whether the kernel serves files by itself.
-    pub passthrough: Facility,
-    /// Whether files are used without being opened.
-    pub unopened: Facility,
+    /// What is in use of what the host must allow.
+    #[serde(flatten)]
+    pub facilities: Facilities,
     /// Files opened, by how they are served.
     pub opens: BTreeMap<String, u64>,
     /// What became of the bytes read.
@@ -81,16 +89,16 @@ fn no_acl(name: &CStr, e: Error) -> Error {
 
 impl Stats {
     /// Statistics that count from nothing.
-    pub fn new(splice: Facility, passthrough: Facility, unopened: Facility, reads: Arc<Counters>) -> Self {
+    pub fn new(facilities: Facilities, reads: Arc<Counters>) -> Self {
         let requests = Opcode::ALL.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { splice, passthrough, unopened, reads, opens: Opens::default(), requests }
+        Self { facilities, reads, opens: Opens::default(), requests }
     }
 }
 
 impl<B: Backend> Vfs<B> {
     /// Whether files are given to the kernel to serve.
     pub(super) fn gives_to_kernel(&self) -> bool {
-        self.stats.passthrough.serving
+        self.stats.facilities.passthrough.serving
     }
 
     /// Counts one file opened.
@@ -111,9 +119,7 @@ impl<B: Backend> Vfs<B> {
             backend: B::NAME.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            splice: stats.splice.clone(),
-            passthrough: stats.passthrough.clone(),
-            unopened: stats.unopened.clone(),
+            facilities: stats.facilities.clone(),
             opens: stats.opens.snapshot(),
             read: stats.reads.snapshot(),
             requests: counts.map(|(op, n)| (op.key().to_owned(), n.load(Ordering::Relaxed))).collect(),

@@ -16,7 +16,7 @@ use crate::differential::runner::operations;
 use crate::harness::{Mount, Need, ready};
 use differential::compare;
 use mounts::{KernelTmpfs, Mounted, Mounts};
-use observed::Observed;
+pub(crate) use observed::Observed;
 
 const AMPLE: &str = "size=1g,nr_inodes=10000";
 /// 256 blocks.
