@@ -290,6 +290,8 @@ for backend in passthrough tmpfs overlay; do
     suite "pjdfstest $PJDFSTEST on $backend" pjdfstest_suite "$backend" splice=auto
     suite "fsx $FSX on $backend, spliced" fsx_suite "$backend" passthrough=off,splice=on,splice_min=1 "$operations"
     suite "fsx $FSX on $backend, copied" fsx_suite "$backend" passthrough=off,splice=off "$operations"
+    [[ $backend == passthrough ]] ||
+        suite "fsx $FSX on $backend, written back later" fsx_suite "$backend" writeback=on "$operations"
     [[ $backend == tmpfs ]] ||
         suite "fsx $FSX on $backend, by the kernel itself" fsx_suite "$backend" passthrough=on "$operations"
 done

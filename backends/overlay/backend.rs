@@ -140,6 +140,10 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
         self.backing_file(file)
     }
 
+    fn only_grows(&self, file: &Self::File) -> Result<bool> {
+        Ok(self.protection(&file.node)?.append)
+    }
+
     fn mode(&self, file: &Self::File) -> Result<u32> {
         self.file_mode(file)
     }
@@ -156,8 +160,13 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
         self.on_upper(file, |layer, real| layer.write(caller, real, offset, data, mode))
     }
 
-    fn tells_at_close(&self, file: &Self::File) -> bool {
-        self.tells_at_close(file)
+    fn tells_at_close(&self, _file: &Self::File) -> bool {
+        !self.never_tells_at_close()
+    }
+
+    fn never_tells_at_close(&self) -> bool {
+        // What cannot be looked at is taken for what tells.
+        !self.upper.as_ref().is_some_and(|upper| upper.layer.tells_late().unwrap_or(true))
     }
 
     fn flush(&self, file: &Self::File) -> Result<()> {

@@ -154,11 +154,6 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         self.on_either(file, |layer, real| layer.mode(real), |layer, real| layer.mode(real))
     }
 
-    /// What is open for writing is an upper file, or will be.
-    pub(crate) fn tells_at_close(&self, file: &File<L, U>) -> bool {
-        self.on_either(file, |layer, real| Ok(layer.tells_at_close(real)), |_, _| Ok(true)).unwrap_or(true)
-    }
-
     pub(crate) fn flush_file(&self, file: &File<L, U>) -> Result<()> {
         self.on_either(file, |layer, real| layer.flush(real), |_, _| Ok(()))
     }
@@ -239,10 +234,11 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         self.changes()?;
         self.check_setting(node, change)?;
         let change = &self.config.owners.change(change)?;
-        let only_size = SetAttr { size: change.size, ..SetAttr::default() };
+        let cut = SetAttr { size: change.size, mtime: change.mtime, ..SetAttr::default() };
         let need = match change.size {
-            // What is cut off need not be copied, as long as nothing else in the change can be refused after that.
-            Some(size) if *change == only_size => Need::Upto(size),
+            // What is cut off need not be copied, as long as nothing else in the change can be refused after that. The kernel
+            // tells the time, too, if it has a writeback cache.
+            Some(size) if *change == cut => Need::Upto(size),
             Some(_) => Need::All,
             None => Need::Attributes,
         };

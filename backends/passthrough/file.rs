@@ -351,9 +351,8 @@ impl File {
         once(self.direct.as_ref().unwrap_or(&self.fd))
     }
 
-    /// A local file system has no `flush` in its file operations.
     pub(crate) fn tells_at_close(&self) -> bool {
-        self.class != FsClass::Ordinary
+        self.class.tells_late()
     }
 
     pub(crate) fn flush(&self) -> Result<()> {

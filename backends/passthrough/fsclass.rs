@@ -95,6 +95,12 @@ impl FsClass {
         matches!(self, Self::Ordinary | Self::Overlay)
     }
 
+    /// Whether errors of writing may be told when a file is closed, and not before: local file systems have no `flush` in their
+    /// file operations.
+    pub(crate) fn tells_late(self) -> bool {
+        !matches!(self, Self::Ordinary)
+    }
+
     /// Whether contents are made as they are read.
     pub(crate) fn is_pseudo(self) -> bool {
         matches!(self, Self::Pseudo | Self::Proc)

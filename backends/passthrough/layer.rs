@@ -140,6 +140,10 @@ impl Passthrough {
 impl Layer for Passthrough {
     const COUNTS_OPENS: bool = false;
 
+    fn tells_late(&self) -> Result<bool> {
+        Ok(self.tree.class(&self.tree.root())?.tells_late())
+    }
+
     fn file_system(&self) -> u64 {
         self.tree.root_dev()
     }

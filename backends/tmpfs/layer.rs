@@ -13,6 +13,10 @@ const NOT_A_DEVICE: u64 = u64::MAX;
 impl Layer for Tmpfs {
     const COUNTS_OPENS: bool = true;
 
+    fn tells_late(&self) -> Result<bool> {
+        Ok(false)
+    }
+
     fn file_system(&self) -> u64 {
         NOT_A_DEVICE
     }

@@ -26,3 +26,4 @@ mod storm;
 mod tmpfs;
 mod unopened;
 mod user;
+mod writeback;

@@ -243,6 +243,7 @@ fn session_config(options: &Options) -> SessionConfig {
         splice: options.splice,
         passthrough: options.passthrough,
         opens: options.opens,
+        writeback: options.writeback,
         splice_min: options.splice_min,
         cache: options.cache,
         entry_timeout: options.entry_timeout,

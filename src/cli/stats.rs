@@ -39,6 +39,7 @@ fn table(stats: &Value) -> String {
     push_facility(&mut rows, "passthrough", &stats["passthrough"]);
     push_facility(&mut rows, "open", &stats["unopened"]);
     push_facility(&mut rows, "cache", &stats["cache"]);
+    push_facility(&mut rows, "writeback", &stats["writeback"]);
     push_reads(&mut rows, &stats["read"]);
     for (name, key) in [("nodes known", "nodes"), ("files open", "files")] {
         if let Some(count) = stats[key].as_u64() {

@@ -249,6 +249,10 @@ pub trait Backend: Send + Sync + 'static {
     /// holds all of the contents, is never another's, and of whose changes the backend need not hear. `None` where the daemon
     /// must be asked.
     fn backing(&self, file: &Self::File) -> Option<Arc<OwnedFd>>;
+    /// Whether an open file takes nothing but what is appended (`chattr +a`), and so no pages of a cache.
+    fn only_grows(&self, _file: &Self::File) -> Result<bool> {
+        Ok(false)
+    }
     /// The type and permission bits of an open file.
     fn mode(&self, file: &Self::File) -> Result<u32>;
     /// Writes all of `data` or as much as there is room for, and returns how much. As with every change of contents,
@@ -264,6 +268,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether closing the file may have an error to tell ([`Backend::flush`]): where writing goes on after write(2) has returned,
     /// and close(2) says how it ended.
     fn tells_at_close(&self, file: &Self::File) -> bool;
+    /// Whether no file ever does: the kernel need not ask again.
+    fn never_tells_at_close(&self) -> bool {
+        false
+    }
     /// A descriptor of the file is closed: errors of earlier writes may be told now.
     fn flush(&self, file: &Self::File) -> Result<()>;
     /// Makes the contents durable, and the attributes unless `data_only`.

@@ -49,6 +49,11 @@ pub trait Layer: Backend {
     /// Whether what is open counts for what there is room for, and an overlay must tell what is opened and closed.
     const COUNTS_OPENS: bool;
 
+    /// Whether errors of writing may be told when a file is closed, and not before (NFS).
+    ///
+    /// # Errors
+    /// Those of looking at the file system.
+    fn tells_late(&self) -> Result<bool>;
     /// A number that two layers share when their inode numbers are those of one file system.
     fn file_system(&self) -> u64;
     /// The UUID of the file system (`FS_IOC_GETFSUUID`); zeros where it has none or does not tell.

@@ -121,6 +121,8 @@ pub struct Options {
     pub opens: Opens,
     /// `passthrough=`: the kernel reads and writes files by itself.
     pub passthrough: Choice,
+    /// `writeback=`: the kernel writes files back later.
+    pub writeback: Choice,
     /// `splice_min=`, in bytes: smaller reads are copied.
     pub splice_min: usize,
     /// `log=`.
@@ -168,6 +170,7 @@ impl Default for Options {
             splice: Choice::Auto,
             opens: Opens::Auto,
             passthrough: Choice::Auto,
+            writeback: Choice::Auto,
             splice_min: DEFAULT_SPLICE_MIN,
             log: None,
             cache: Cache::Auto,

@@ -240,6 +240,12 @@ const SPECS: &[Spec] = &[
         "zero: files of an overlay are used without the daemon being asked to open them (as root); handle: each is opened (auto, the default, too)",
     ),
     value(
+        "writeback",
+        "MODE",
+        |o, v| set(&mut o.writeback, values::choice(v)),
+        "write(2) ends in the page cache, and the kernel writes back later: auto (overlay, where the kernel does not serve files by itself, default), on (or fail to start; excludes passthrough) or off",
+    ),
+    value(
         "splice_min",
         "SIZE",
         |o, v| set(&mut o.splice_min, values::size(v)),

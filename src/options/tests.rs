@@ -38,6 +38,7 @@ fn each_option_sets_its_field_and_no_other() {
         ("threads=4", |o| o.threads = NonZeroUsize::new(4)),
         ("splice=off", |o| o.splice = Choice::Off),
         ("splice=on", |o| o.splice = Choice::On),
+        ("writeback=on", |o| o.writeback = Choice::On),
         ("splice_min=64K", |o| o.splice_min = 65536),
         ("splice_min=0", |o| o.splice_min = 0),
         ("splice_min=1m", |o| o.splice_min = 1 << 20),

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 
 use super::SessionConfig;
 use crate::reply::probe;
-use crate::vfs::{Cache, Caching, Facility, Kernel};
+use crate::vfs::{Cache, Caching, Facilities, Facility, Kernel};
 
 /// Whether something is used that the host must allow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,9 +62,21 @@ pub enum Opens {
     Handle,
 }
 
+/// What of all that is used for backend `B`.
+///
+/// # Errors
+/// Where what must be cannot be.
+pub(super) fn of<B: Backend>(config: &SessionConfig) -> io::Result<Facilities> {
+    let splice = splice(config.splice)?;
+    let unopened = unopened::<B>(config)?;
+    let passthrough = passthrough::<B>(config, &unopened)?;
+    let writeback = writeback::<B>(config.writeback, &passthrough, &unopened)?;
+    Ok(Facilities { splice, passthrough, unopened, writeback })
+}
+
 /// Whether files of backend `B` are used without being opened, and why. With `passthrough=on` the kernel is to serve files by
 /// itself, which it can do with what it opens alone; with `allow_root` each open is refused to others.
-pub(super) fn unopened<B: Backend>(config: &SessionConfig) -> io::Result<Facility> {
+fn unopened<B: Backend>(config: &SessionConfig) -> io::Result<Facility> {
     let state =
         |mode: &str, serving, why: &str| Facility { mode: mode.to_owned(), serving, why: why.to_owned() };
     let excluded = if B::HEARS_OPENS {
@@ -133,7 +145,7 @@ pub(super) fn can_hear(backend: &impl Backend, kernel: &impl Kernel) -> Result<(
 }
 
 /// Whether to splice, and why.
-pub(super) fn splice(choice: Choice) -> io::Result<Facility> {
+fn splice(choice: Choice) -> io::Result<Facility> {
     let facility = choice.facility("splice", || probe().map(|()| "splice(2) works here"))?;
     if choice == Choice::Auto && !facility.serving {
         log::warn!("reads are copied: {}", facility.why);
@@ -141,14 +153,19 @@ pub(super) fn splice(choice: Choice) -> io::Result<Facility> {
     Ok(facility)
 }
 
-/// Whether to have the kernel serve files by itself, as far as that can be known before it is asked. `has_backing` says that
-/// the backend has files for it.
-pub(super) fn passthrough(choice: Choice, has_backing: bool, unopened: bool) -> io::Result<Facility> {
-    choice.facility("passthrough", || {
-        if unopened {
-            return Err("files are used without being opened (open=zero)".to_owned());
+/// Why neither the kernel serves files by itself, nor writes them back later.
+const NOT_OPENED: &str = "files are used without being opened (open=zero)";
+
+/// Whether to have the kernel serve files by itself, as far as that can be known before it is asked.
+fn passthrough<B: Backend>(config: &SessionConfig, unopened: &Facility) -> io::Result<Facility> {
+    config.passthrough.facility("passthrough", || {
+        if unopened.serving {
+            return Err(NOT_OPENED.to_owned());
         }
-        if !has_backing {
+        if config.writeback == Choice::On {
+            return Err("writeback=on excludes it".to_owned());
+        }
+        if !B::HAS_BACKING {
             return Err("this backend must hear of every write, to count what files take".to_owned());
         }
         match creds::administers_the_machine() {
@@ -159,7 +176,30 @@ pub(super) fn passthrough(choice: Choice, has_backing: bool, unopened: bool) -> 
     })
 }
 
-/// The same once it is negotiated: the kernel is shown a file.
+/// Whether to have the kernel keep what is written and write it back later. Where it serves files by itself there is nothing to
+/// gain, and it does not do both.
+fn writeback<B: Backend>(
+    choice: Choice,
+    passthrough: &Facility,
+    unopened: &Facility,
+) -> io::Result<Facility> {
+    choice.facility("writeback", || {
+        let why = if B::OWNERSHIP == Ownership::Shared {
+            "others use the directory, too, and see what is written at once"
+        } else if unopened.serving {
+            NOT_OPENED
+        } else if passthrough.serving {
+            "the kernel serves files by itself (passthrough)"
+        } else if choice == Choice::Auto && !B::HAS_BACKING {
+            "this backend counts what files take, and says at once when there is no room"
+        } else {
+            return Ok("the kernel writes files back later, many writes at once");
+        };
+        Err(why.to_owned())
+    })
+}
+
+/// The facility of passthrough once it is negotiated: the kernel is shown a file.
 pub(super) fn probed_passthrough(facility: Facility, kernel: &impl Kernel) -> io::Result<Facility> {
     if !facility.serving {
         return Ok(facility);

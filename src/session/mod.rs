@@ -18,7 +18,7 @@ use splicefs_core::Backend;
 pub use crate::reply::max_read_bytes;
 use crate::reply::{Counters, Engine, Policy, ZeroSource};
 use crate::transport::{Port, Stock, Worker};
-use crate::vfs::{Access, Cache, Caching, Facility, Hearing, Stats, Vfs};
+use crate::vfs::{Access, Cache, Caching, Facilities, Hearing, Stats, Vfs};
 pub use facilities::{Choice, Opens};
 use negotiate::{Handshake, MAX_WRITE, Negotiator};
 
@@ -36,6 +36,8 @@ pub struct SessionConfig {
     pub passthrough: Choice,
     /// Whether the kernel asks to open each file.
     pub opens: Opens,
+    /// Whether the kernel writes files back later.
+    pub writeback: Choice,
     /// Reads of fewer bytes are copied.
     pub splice_min: usize,
     /// What the kernel keeps.
@@ -71,9 +73,7 @@ struct Ready {
 /// Everything a session needs, before anything is mounted: threads, buffers, pipes' limits. What can fail fails here,
 /// where no mount is left behind.
 pub struct Prepared<B> {
-    splice: Facility,
-    passthrough: Facility,
-    unopened: Facility,
+    facilities: Facilities,
     counters: Arc<Counters>,
     mode: Cache,
     caching: Caching,
@@ -90,10 +90,8 @@ const HANDSHAKE_BUFFER: usize = 17 << 20;
 /// # Errors
 /// Where threads or memory are not to be had, or `splice=on` is not.
 pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
-    let splice = facilities::splice(config.splice)?;
-    let unopened = facilities::unopened::<B>(config)?;
-    let passthrough = facilities::passthrough(config.passthrough, B::HAS_BACKING, unopened.serving)?;
-    let policy = Policy { splice: splice.serving, splice_min: config.splice_min };
+    let facilities = facilities::of::<B>(config)?;
+    let policy = Policy { splice: facilities.splice.serving, splice_min: config.splice_min };
     let counters = Arc::new(Counters::default());
     let zeros = Arc::new(ZeroSource::new()?);
     let count = config.threads.map_or_else(default_threads, NonZeroUsize::get);
@@ -117,11 +115,10 @@ pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
             config.cache,
             config.entry_timeout,
             config.attr_timeout,
-            unopened.serving,
-        ),
-        splice,
-        passthrough,
-        unopened,
+            facilities.unopened.serving,
+        )
+        .written_back(facilities.writeback.serving),
+        facilities,
         counters,
         access: Access { owner: config.owner, owner_and_root_only: config.allow_root, acls: config.acls },
         threads,
@@ -163,7 +160,7 @@ impl<B: Backend> Prepared<B> {
             device,
             Negotiator {
                 caching,
-                passthrough: self.passthrough.serving,
+                passthrough: self.facilities.passthrough.serving,
                 acls: self.access.acls,
                 maps_direct: maps_direct.clone(),
             },
@@ -172,8 +169,8 @@ impl<B: Backend> Prepared<B> {
             facilities::cache::<B>(self.mode, &mut caching, maps_direct.load(Ordering::Relaxed), || {
                 facilities::can_hear(&backend, &*port)
             });
-        let passthrough = facilities::probed_passthrough(self.passthrough, &*port)?;
-        let stats = Stats::new(self.splice, passthrough, self.unopened, cache, self.counters);
+        let passthrough = facilities::probed_passthrough(self.facilities.passthrough.clone(), &*port)?;
+        let stats = Stats::new(Facilities { passthrough, ..self.facilities }, cache, self.counters);
         let vfs = Arc::new(Vfs::new(backend, caching, self.access, stats, port.clone())?);
         let hearing = match vfs.listener() {
             Some(listener) => Some(Hearing::start(vfs.clone(), listener)?),

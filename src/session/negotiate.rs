@@ -53,12 +53,15 @@ const WANTED_OF_KEPT: &[InitFlags] = &[InitFlags::FUSE_CACHE_SYMLINKS];
 const WANTED_OF_DIRECT: &[InitFlags] = &[InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP];
 /// For files that are opened: OPEN truncates (vfs::files). Without an OPEN a SETATTR does.
 const WANTED_OF_OPENED: &[InitFlags] = &[InitFlags::FUSE_ATOMIC_O_TRUNC];
+/// For files that the kernel writes back later (vfs::writeback).
+const WANTED_TO_WRITE_BACK: &[InitFlags] = &[InitFlags::FUSE_WRITEBACK_CACHE];
 /// Without these we would misread requests or misjudge permissions: Linux 5.14 and later has them all.
 const NEEDED: &[InitFlags] = &[
     InitFlags::FUSE_POSIX_ACL,
     InitFlags::FUSE_DONT_MASK,
     InitFlags::FUSE_SETXATTR_EXT,
     InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_WRITEBACK_CACHE,
 ];
 
 /// Answers INIT and nothing else: requests after it are read by our own transport.
@@ -85,6 +88,7 @@ impl Negotiator {
             (caching.direct, WANTED_OF_DIRECT),
             (self.acls, WANTED_WITH_ACLS),
             (!caching.unopened, WANTED_OF_OPENED),
+            (caching.writeback, WANTED_TO_WRITE_BACK),
         ];
         lists.into_iter().filter(|(wanted, _)| *wanted).flat_map(|(_, flags)| flags.iter().copied())
     }

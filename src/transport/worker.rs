@@ -234,7 +234,7 @@ mod tests {
     use super::*;
     use crate::reply::{Counters, Policy, ZeroSource};
     use crate::transport::wire::InHeader;
-    use crate::vfs::{Access, Cache, Caching, Facility, Stats};
+    use crate::vfs::{Access, Cache, Caching, Facilities, Facility, Stats};
 
     #[test]
     fn a_panic_in_a_handler_is_eio_with_its_message() {
@@ -270,7 +270,13 @@ mod tests {
         let serving = Facility { mode: "auto".into(), serving: true, why: String::new() };
         let caching = Caching::new(B::OWNERSHIP, Cache::Auto, None, None, false);
         let access = Access { owner: 0, owner_and_root_only: false, acls: true };
-        let stats = Stats::new(serving.clone(), serving.clone(), serving.clone(), serving, counters.clone());
+        let facilities = Facilities {
+            splice: serving.clone(),
+            passthrough: serving.clone(),
+            unopened: serving.clone(),
+            writeback: serving.clone(),
+        };
+        let stats = Stats::new(facilities, serving, counters.clone());
         let vfs = Vfs::new(backend, caching, access, stats, port.clone()).unwrap();
         let policy = Policy { splice: true, splice_min: 1 };
         let engine = Engine::new(policy, Arc::new(ZeroSource::new().unwrap()), PAGE, counters).unwrap();

@@ -7,6 +7,8 @@
 //! | others, who are heard (`cache=notify`) | for ever | for ever | kept | kept | yes |
 //! | the kernel alone (tmpfs, overlay), or so a person says (`cache=always`) | for ever | for ever | kept | kept | no |
 //!
+//! With a writeback cache ([`super::writeback`]), which is for the kernel alone, sizes and times of modification are the kernel's.
+//!
 //! With `cache=notify`, what is not heard of is kept as the first line says. `entry_timeout` and `attr_timeout` override the
 //! second column. Of a file that the kernel serves by itself (kernel passthrough), attributes are asked for each time while
 //! somebody may write it, and kept for a second at most after that.
@@ -61,6 +63,8 @@ pub struct Caching {
     pub direct: bool,
     /// Files are used without being opened (zero-message opens).
     pub unopened: bool,
+    /// What is written stays in the page cache until the kernel writes it back.
+    pub writeback: bool,
 }
 
 /// Attributes, and how long the kernel may rely on them.
@@ -112,7 +116,14 @@ impl Caching {
             checked: cache != Cache::Always,
             direct: cache == Cache::Never,
             unopened,
+            writeback: false,
         }
+    }
+
+    /// The same with, or without, a writeback cache.
+    #[must_use]
+    pub fn written_back(self, writeback: bool) -> Self {
+        Self { writeback, ..self }
     }
 
     /// Whether changes are to be heard of.

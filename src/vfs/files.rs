@@ -19,13 +19,19 @@ use crate::reply::{Engine, Outcome};
 const FMODE_EXEC: i32 = 0x20;
 
 impl<B: Backend> Vfs<B> {
-    fn handle(&self, vnode: Arc<VNode<B>>, opened: Opened<B::File>, flags: OpenFlags) -> Handle {
+    /// An open file for the kernel, which keeps its pages if the file `takes_pages` back.
+    fn handle(
+        &self,
+        vnode: Arc<VNode<B>>,
+        (opened, takes_pages): (Opened<B::File>, bool),
+        flags: OpenFlags,
+    ) -> Handle {
         if self.caching.unopened {
             return self.keep_unopened(vnode, opened, flags);
         }
         let Opened { file, direct_io, stream, changed } = opened;
         let writes = flags.writes();
-        let way = if direct_io { Way::Direct } else { self.enter(&vnode, &file, writes) };
+        let way = if direct_io || !takes_pages { Way::Direct } else { self.enter(&vnode, &file, writes) };
         // A mapping that outlives its descriptor changes the file past the page cache.
         let keep = self.keeps_data(&vnode) && vnode.io_mode.bypass() == Bypass::Never;
         // A file that the kernel writes by itself has attributes that it must ask for.
@@ -59,7 +65,7 @@ impl<B: Backend> Vfs<B> {
         }
         let vnode = self.node(id)?;
         if !flags.has(libc::O_TRUNC) {
-            let opened = self.backend.open(caller, &vnode.node, flags)?;
+            let opened = self.open_backend(caller, &vnode.node, flags)?;
             return Ok(reply(&self.handle(vnode, opened, flags)));
         }
         if !flags.writes() && vnode.running.load(Ordering::Relaxed) > 0 {
@@ -68,7 +74,7 @@ impl<B: Backend> Vfs<B> {
         }
         let length = vnode.length.change();
         let before = self.backend.getattr(&vnode.node, None)?;
-        let opened = self.backend.open(caller, &vnode.node, flags)?;
+        let opened = self.open_backend(caller, &vnode.node, flags)?;
         if !caller.fsetid && creds::has_special_bits(before.mode) {
             self.attributes_changed(id);
         }
@@ -92,9 +98,9 @@ impl<B: Backend> Vfs<B> {
     ) -> Result<(Found, Handle)> {
         let parent = self.node(parent)?;
         let names = self.kept(&parent);
-        let (entry, opened) = self.backend.create(caller, &parent.node, name, mode, flags)?;
+        let (entry, opened) = self.backend.create(caller, &parent.node, name, mode, self.creating(flags))?;
         let (found, vnode) = self.remember(entry, names);
-        Ok((found, self.handle(vnode, opened, flags.open)))
+        Ok((found, self.handle(vnode, (opened, true), flags.open)))
     }
 
     /// Creates and opens a file without a name.
@@ -106,9 +112,9 @@ impl<B: Backend> Vfs<B> {
         flags: CreateFlags,
     ) -> Result<(Found, Handle)> {
         let parent = self.node(parent)?;
-        let (entry, opened) = self.backend.tmpfile(caller, &parent.node, mode, flags)?;
+        let (entry, opened) = self.backend.tmpfile(caller, &parent.node, mode, self.creating(flags))?;
         let (found, vnode) = self.remember(entry, self.kept(&parent));
-        Ok((found, self.handle(vnode, opened, flags.open)))
+        Ok((found, self.handle(vnode, (opened, true), flags.open)))
     }
 
     /// Answers a read on `device`.
@@ -168,8 +174,12 @@ impl<B: Backend> Vfs<B> {
         mode: WriteMode,
     ) -> Result<usize> {
         let open = self.opened(file, Use::Write)?;
-        let written =
-            self.change(caller, &open, |by| self.backend.write(by, &open.file, offset, data, mode))?;
+        let append = mode.append && self.appends_to_source(&open)?;
+        let mode = WriteMode { append, ..mode };
+        let write =
+            || self.change(caller, &open, |by| self.backend.write(by, &open.file, offset, data, mode));
+        let late = mode.from_page_cache && self.caching.writeback;
+        let written = if late { self.write_back(&open, write) } else { write() }?;
         // An open file of ours was opened with these flags.
         if file.is_unopened() && !mode.from_page_cache && file.flags.has(libc::O_DSYNC) {
             self.backend.fsync(&open.file, !file.flags.has(libc::O_SYNC))?;
@@ -180,9 +190,10 @@ impl<B: Backend> Vfs<B> {
     /// A descriptor of the file is closed.
     ///
     /// # Errors
-    /// `ENOSYS` where files are not opened in the first place: the kernel asks no more.
+    /// `ENOSYS` where that tells nothing, or files are not opened in the first place: the kernel asks no more. What it has
+    /// to write back it does in any case, and tells of errors.
     pub fn flush(&self, handle: HandleId) -> Result<()> {
-        if self.caching.unopened {
+        if self.caching.unopened || self.backend.never_tells_at_close() {
             return Err(Errno::ENOSYS.into());
         }
         self.backend.flush(&self.files.get(handle)?.file)
@@ -213,8 +224,15 @@ impl<B: Backend> Vfs<B> {
     }
 
     /// The next data or hole.
+    ///
+    /// # Errors
+    /// `ENOSYS` where some of the data may not be here yet: the kernel then takes all of every file for data.
     pub fn seek(&self, file: FileRef, offset: u64, to: SeekTo) -> Result<u64> {
-        self.backend.seek(&self.opened(file, Use::Read)?.file, offset, to)
+        let open = self.opened(file, Use::Read)?;
+        if self.is_dirty(&open) {
+            return Err(Errno::ENOSYS.into());
+        }
+        self.backend.seek(&open.file, offset, to)
     }
 
     /// As copy_file_range(2).

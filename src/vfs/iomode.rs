@@ -49,7 +49,7 @@ struct State {
 #[derive(Debug, Default)]
 pub(super) struct IoMode {
     state: Mutex<State>,
-    /// The last one has left.
+    /// The last one has left, or the last that may write.
     free: Condvar,
 }
 
@@ -99,11 +99,20 @@ impl IoMode {
         let mut state = self.state.lock();
         state.open = state.open.saturating_sub(1);
         state.writers = state.writers.saturating_sub(usize::from(writes));
+        if state.writers == 0 || state.open == 0 {
+            self.free.notify_all();
+        }
         if state.open > 0 {
             return None;
         }
-        self.free.notify_all();
         state.backing.take()
+    }
+
+    /// Whether the node is open for writing; those who have closed it are given a moment.
+    pub(super) fn is_written(&self) -> bool {
+        let mut state = self.state.lock();
+        self.free.wait_while_for(&mut state, |state| state.writers > 0, RELEASING);
+        state.writers > 0
     }
 
     /// Whether the kernel changes the node by itself.

@@ -12,6 +12,7 @@ mod names;
 mod poll;
 mod turns;
 mod unopened;
+mod writeback;
 mod xattrs;
 
 use std::io;
@@ -33,7 +34,8 @@ pub use turns::Turn;
 use turns::Turns;
 pub use unopened::FileRef;
 use unopened::{Unopened, Use};
-pub use xattrs::{Facility, RECONFIGURE_XATTR, Report, STATS_XATTR, Stats};
+use writeback::Modified;
+pub use xattrs::{Facilities, Facility, RECONFIGURE_XATTR, Report, STATS_XATTR, Stats};
 
 /// Who may see what beyond permissions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -95,6 +97,7 @@ pub(crate) struct VNode<B: Backend> {
     running: AtomicUsize,
     /// What [`Backend::hears`] said when data was last left in the page cache, or [`UNHEARD`].
     heard: AtomicU64,
+    modified: Modified,
 }
 
 /// No number of [`Backend::hears`].
@@ -107,6 +110,7 @@ impl<B: Backend> VNode<B> {
             length: Length::default(),
             io_mode: IoMode::default(),
             running: AtomicUsize::new(0),
+            modified: Modified::default(),
             heard: AtomicU64::new(UNHEARD),
         }
     }

@@ -54,7 +54,7 @@ impl<B: Backend> Vfs<B> {
         let file = open.as_ref().map(|open| &open.file);
         let kept = self.kept(&vnode);
         let Some(_) = change.size else {
-            reply(&self.show(&vnode, self.backend.setattr(caller, &vnode.node, file, change)?, kept));
+            reply(&self.show(&vnode, self.change_attributes(caller, &vnode, file, change)?, kept));
             return Ok(());
         };
         let length = vnode.length.change();
@@ -64,7 +64,7 @@ impl<B: Backend> Vfs<B> {
             // open(2) with O_TRUNC sets the time of an empty file, too, which is all that is left to tell it from truncate(2).
             change.mtime = change.mtime.or(Some(SetTime::Now));
         }
-        let attr = self.backend.setattr(caller, &vnode.node, file, &change)?;
+        let attr = self.change_attributes(caller, &vnode, file, &change)?;
         reply(&self.show(&vnode, attr, kept));
         if attr.size < before {
             length.told_shorter(caller.pid);

@@ -34,12 +34,23 @@ pub struct Facility {
     pub why: String,
 }
 
+/// What of all that is in use.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Facilities {
+    /// Whether reads are spliced.
+    pub splice: Facility,
+    /// Whether the kernel serves files by itself.
+    pub passthrough: Facility,
+    /// Whether files are used without being opened.
+    pub unopened: Facility,
+    /// Whether the kernel writes files back later.
+    pub writeback: Facility,
+}
+
 /// What a mount counts.
 #[derive(Debug)]
 pub struct Stats {
-    splice: Facility,
-    passthrough: Facility,
-    unopened: Facility,
+    facilities: Facilities,
     cache: Facility,
     reads: Arc<Counters>,
     opens: Opens,
@@ -55,12 +66,9 @@ pub struct Report {
     pub version: String,
     /// The daemon's process, in its own pid namespace.
     pub pid: u32,
-    /// Whether reads are spliced.
-    pub splice: Facility,
-    /// Whether the kernel serves files by itself.
-    pub passthrough: Facility,
-    /// Whether files are used without being opened.
-    pub unopened: Facility,
+    /// What is in use of what the host must allow.
+    #[serde(flatten)]
+    pub facilities: Facilities,
     /// Whether what the kernel keeps outlasts a second, and why.
     pub cache: Facility,
     /// What was heard of others' changes, and what the kernel was told of them.
@@ -86,22 +94,16 @@ fn no_acl(name: &CStr, e: Error) -> Error {
 
 impl Stats {
     /// Statistics that count from nothing.
-    pub fn new(
-        splice: Facility,
-        passthrough: Facility,
-        unopened: Facility,
-        cache: Facility,
-        reads: Arc<Counters>,
-    ) -> Self {
+    pub fn new(facilities: Facilities, cache: Facility, reads: Arc<Counters>) -> Self {
         let requests = Opcode::ALL.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { splice, passthrough, unopened, cache, reads, opens: Opens::default(), requests }
+        Self { facilities, cache, reads, opens: Opens::default(), requests }
     }
 }
 
 impl<B: Backend> Vfs<B> {
     /// Whether files are given to the kernel to serve.
     pub(super) fn gives_to_kernel(&self) -> bool {
-        self.stats.passthrough.serving
+        self.stats.facilities.passthrough.serving
     }
 
     /// Counts one file opened.
@@ -122,9 +124,7 @@ impl<B: Backend> Vfs<B> {
             backend: B::NAME.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            splice: stats.splice.clone(),
-            passthrough: stats.passthrough.clone(),
-            unopened: stats.unopened.clone(),
+            facilities: stats.facilities.clone(),
             cache: stats.cache.clone(),
             changes: self.told.snapshot(self.backend.listener().map_or(0, |listener| listener.watches())),
             opens: stats.opens.snapshot(),

@@ -389,6 +389,10 @@ impl<B: Layer> Backend for Recorded<B> {
 impl<B: Layer> Layer for Recorded<B> {
     const COUNTS_OPENS: bool = B::COUNTS_OPENS;
 
+    fn tells_late(&self) -> Result<bool> {
+        self.inner.tells_late()
+    }
+
     fn file_system(&self) -> u64 {
         self.inner.file_system()
     }

@@ -25,7 +25,7 @@ use differential::Comparison;
 pub(crate) use layers::Layers;
 pub(crate) use mounted::{Engine, Overlay};
 
-use layers::Ground;
+pub(crate) use layers::Ground;
 use mounted::IN_MEMORY;
 
 /// Directories are renamed, hard links broken by copy-up.
@@ -118,4 +118,10 @@ fn overlay_agrees_with_the_kernels_with_marks_of_users() {
 #[test]
 fn overlay_agrees_with_the_kernels_without_opening() {
     agrees(INDEXED, "open=zero", Ground::Tmpfs, 2);
+}
+
+/// The kernel keeps what is written, and its times.
+#[test]
+fn overlay_agrees_with_the_kernels_when_written_back_later() {
+    agrees(INDEXED, "writeback=on", Ground::Tmpfs, 2);
 }

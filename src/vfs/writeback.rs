@@ -1,0 +1,164 @@
+//! Files whose pages the kernel writes back later (`FUSE_WRITEBACK_CACHE`): write(2) ends in the page cache, and what many
+//! writes have left there comes in one WRITE, at fsync(2), at close(2), or when the kernel needs to.
+//!
+//! Of a regular file that it knows, the kernel then believes its own size and times and not ours
+//! (`fuse_get_cache_mask` in fs/fuse/inode.c), and tells them by SETATTR. What follows from that, beside what
+//! [`super::Caching`] says:
+//!
+//! - of a page that is written in part the kernel reads the rest, by whatever descriptor it writes: one for writing alone is
+//!   opened for reading, too. Where that is not allowed, each write is asked for;
+//! - where an append goes is the kernel's to know, since the end of the file may not have reached us. A file that only grows
+//!   (`chattr +a`) takes no pages back: each write to it is asked for, too;
+//! - LSEEK comes while data that we have not seen is in the page cache (`fuse_lseek` in fs/fuse/file.c writes nothing back).
+//!   Pages are written back before a descriptor is released, so of a file that nobody has open for writing we know all.
+//!   For another one we say that we know no holes, upon which the kernel asks no more and takes all files for data;
+//! - a page that comes back is no modification, which was when the page was written to: if the kernel's time has changed, it
+//!   tells it, before or after. So the source's time stays what it was.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use splicefs_core::{
+    Attr, Backend, Caller, CreateFlags, Errno, OpenFlags, Opened, Result, SetAttr, SetTime, Timestamp,
+};
+
+use super::{OpenFile, VNode, Vfs};
+
+/// The time of modification that the kernel was told, or has told since.
+///
+/// Lock order: before every lock of the backend.
+#[derive(Debug, Default)]
+pub(super) struct Modified(Mutex<Option<Timestamp>>);
+
+/// The same file, for reading as well.
+fn readable(flags: OpenFlags) -> OpenFlags {
+    if flags.writes() { OpenFlags(flags.0 & !libc::O_ACCMODE | libc::O_RDWR) } else { flags }
+}
+
+/// The change that is left to one who may write a file without owning it, for whom the source sets the times; `None` where
+/// that is none of it. The kernel gives each time that it tells the form of one that a person has chosen, but for the access
+/// time of a touch.
+fn without_rights(change: &SetAttr) -> Option<SetAttr> {
+    let touched = change.atime == Some(SetTime::Now);
+    let chosen = matches!(change.atime, Some(SetTime::At(_)));
+    let owner = change.mode.is_some() || change.uid.is_some() || change.gid.is_some();
+    let told = matches!(change.mtime, Some(SetTime::At(_))) && !chosen && !owner;
+    told.then(|| SetAttr { mtime: touched.then_some(SetTime::Now), ..*change })
+}
+
+impl<B: Backend> Vfs<B> {
+    /// Opens a file so that the kernel can write its pages back, and says whether it can.
+    pub(super) fn open_backend(
+        &self,
+        caller: &Caller,
+        node: &Arc<B::Node>,
+        flags: OpenFlags,
+    ) -> Result<(Opened<B::File>, bool)> {
+        let wanted = if self.caching.writeback { readable(flags) } else { flags };
+        match self.backend.open(caller, node, wanted) {
+            Err(e) if wanted != flags && matches!(e.errno(), Errno::EACCES | Errno::EPERM) => {
+                Ok((self.backend.open(caller, node, flags)?, false))
+            }
+            opened => {
+                let opened = opened?;
+                let asks =
+                    self.caching.writeback && flags.writes() && self.backend.only_grows(&opened.file)?;
+                Ok((opened, !asks))
+            }
+        }
+    }
+
+    /// The flags for a file that is created, which its maker may read whatever its mode.
+    pub(super) fn creating(&self, flags: CreateFlags) -> CreateFlags {
+        if self.caching.writeback { CreateFlags { open: readable(flags.open), ..flags } } else { flags }
+    }
+
+    /// Whether a write with `O_APPEND` goes where the source's end is, and not where the kernel says.
+    pub(super) fn appends_to_source(&self, open: &OpenFile<B>) -> Result<bool> {
+        Ok(!self.caching.writeback || self.backend.only_grows(&open.file)?)
+    }
+
+    /// Whether the kernel may have data of the file that has not been written back.
+    pub(super) fn is_dirty(&self, open: &OpenFile<B>) -> bool {
+        self.caching.writeback && open.vnode.io_mode.is_written()
+    }
+
+    /// Changes attributes in the source.
+    pub(super) fn change_attributes(
+        &self,
+        caller: &Caller,
+        vnode: &VNode<B>,
+        file: Option<&B::File>,
+        change: &SetAttr,
+    ) -> Result<Attr> {
+        let set = |change: &SetAttr| self.backend.setattr(caller, &vnode.node, file, change);
+        if !self.caching.writeback {
+            return set(change);
+        }
+        let mut told = vnode.modified.0.lock();
+        match (set(change), without_rights(change)) {
+            (Err(e), Some(rest)) if e.errno() == Errno::EPERM => {
+                log::debug!("the source keeps its own time of modification: {e}");
+                if rest == SetAttr::default() { self.backend.getattr(&vnode.node, file) } else { set(&rest) }
+            }
+            (result, _) => {
+                let attr = result?;
+                if let Some(SetTime::At(time)) = change.mtime {
+                    *told = Some(time);
+                }
+                Ok(attr)
+            }
+        }
+    }
+
+    /// Has pages written back by `write`, and the source keep its time of modification.
+    pub(super) fn write_back<T>(&self, open: &OpenFile<B>, write: impl FnOnce() -> Result<T>) -> Result<T> {
+        let (node, file) = (&open.vnode.node, Some(&open.file));
+        let known = *open.vnode.modified.0.lock();
+        if known.is_none() {
+            let before = self.backend.getattr(node, file)?.mtime;
+            open.vnode.modified.0.lock().get_or_insert(before);
+        }
+        let written = write()?;
+        let modified = open.vnode.modified.0.lock();
+        let change = SetAttr { mtime: modified.map(SetTime::At), ..SetAttr::default() };
+        if let Err(e) = self.backend.setattr(&Caller::DAEMON, node, file, &change) {
+            // As for one who may write a file without owning it.
+            let level = if e.errno() == Errno::EPERM { log::Level::Debug } else { log::Level::Warn };
+            log::log!(level, "a file shows the time when it was written back: {e}");
+        }
+        Ok(written)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const THEN: Option<SetTime> = Some(SetTime::At(Timestamp { sec: 1, nsec: 2 }));
+
+    #[test]
+    fn files_for_writing_are_readable() {
+        for (flags, expected) in [
+            (libc::O_WRONLY | libc::O_APPEND, libc::O_RDWR | libc::O_APPEND),
+            (libc::O_RDWR, libc::O_RDWR),
+            (libc::O_RDONLY, libc::O_RDONLY),
+        ] {
+            assert_eq!(readable(OpenFlags(flags)), OpenFlags(expected));
+        }
+    }
+
+    #[test]
+    fn who_may_not_set_a_time_leaves_it_to_the_source() {
+        let none = SetAttr::default();
+        let told = SetAttr { mtime: THEN, ..none };
+        assert_eq!(without_rights(&told), Some(none));
+        let touched = SetAttr { atime: Some(SetTime::Now), mtime: THEN, ..none };
+        assert_eq!(without_rights(&touched), Some(SetAttr { mtime: Some(SetTime::Now), ..touched }));
+        let cut = SetAttr { size: Some(5), mtime: THEN, ..none };
+        assert_eq!(without_rights(&cut), Some(SetAttr { size: Some(5), ..none }));
+        for chosen in [SetAttr { atime: THEN, ..told }, SetAttr { mode: Some(0), ..told }, none] {
+            assert_eq!(without_rights(&chosen), None, "{chosen:?}");
+        }
+    }
+}
