@@ -66,7 +66,7 @@ fn a_file_of_an_overlay_takes_no_message_too_many() {
         return;
     }
     let layers = Layers::simple();
-    let mount = layers.mount_with("passthrough=off");
+    let mount = layers.mount_with("passthrough=off,writeback=off");
     let [create, rename, unlink] = of_a_file(mount.point(), || mount.stats().expect("stats"));
     assert_eq!(create, CREATE);
     assert_eq!(rename, ["getattr", "lookup", "rename"]);
