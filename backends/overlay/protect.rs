@@ -125,11 +125,11 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     }
 
     /// Refuses to write to a file that must not change, and anywhere but to the end of one that only grows, by one who has
-    /// it open. What a mapping has stored is written back.
+    /// it open. What the kernel writes back was written, or could be stored, before that was so.
     pub(crate) fn check_writing(&self, node: &Node<L, U>, mode: WriteMode) -> Result<()> {
         let protection = self.protection(node)?;
-        let elsewhere = !mode.append || mode.from_page_cache;
-        refuse(protection.immutable && !mode.from_page_cache || protection.append && elsewhere)
+        let refused = protection.immutable || protection.append && !mode.append;
+        refuse(refused && !mode.from_page_cache)
     }
 
     /// Refuses to allocate room in a protected file, but beyond the end of one that only grows.

@@ -9,12 +9,12 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use rustix::fs::{FallocateFlags, OFlags, SeekFrom as To, seek};
+use rustix::fs::{FallocateFlags, IFlags, OFlags, SeekFrom as To, ioctl_setflags, seek};
 use rustix::io::Errno;
 
 use crate::harness::{
-    Identity, Mount, Need, Stats, aligned, as_caller, command, fill, first_difference, ready, shell,
-    unprivileged_user, until,
+    Identity, Mount, Need, Stats, aligned, as_caller, command, fill, first_difference, long_run, ready,
+    scratch, shell, splicefs_binary, unprivileged_user, until,
 };
 use crate::mapped::Mapping;
 use crate::overlay::{Ground, Layers, Overlay};
@@ -225,6 +225,78 @@ fn no_room_is_told_at_fsync_and_at_close() {
     assert_eq!(first_difference(&fs::read(layers.upper().join("small")).expect("read"), 0), None);
 }
 
+/// A write of pages that was cut short was taken for whole: the kernel does not look at its length.
+#[test]
+fn regression_a_last_write_that_is_cut_short_is_told() {
+    if !can_run() {
+        return;
+    }
+    let mount = Observed::mount("size=512k,writeback=on");
+    let mut file = create(&mount.point().join("file"));
+    file.write_all(&fill(0, 600 << 10)).expect("write");
+    assert_eq!(file.sync_all().expect_err("no room").raw_os_error(), Some(libc::ENOSPC));
+}
+
+/// A file that has been removed, or replaced, was copied up for a time that the kernel told of it.
+#[test]
+fn regression_removing_a_lower_file_copies_nothing() {
+    if !can_run() {
+        return;
+    }
+    let layers = Layers::new(Ground::Ext4(64), 1);
+    for name in ["removed", "replaced"] {
+        fs::write(layers.lower().join(name), fill(0, 8 << 20)).expect("write");
+    }
+    let mount = layers.mount_with("writeback=on");
+    let pid = stats(&mount).json()["pid"].as_u64().expect("a process");
+    // What the daemon has written to files, copies among them.
+    let written = || {
+        let counts = fs::read_to_string(format!("/proc/{pid}/io")).expect("procfs");
+        let count = counts.lines().find_map(|line| line.strip_prefix("wchar: ")).expect("wchar");
+        count.parse::<u64>().expect("a number")
+    };
+    let before = written();
+    fs::remove_file(mount.at("removed")).expect("unlink");
+    fs::write(mount.at("new"), b"new").expect("write");
+    fs::rename(mount.at("new"), mount.at("replaced")).expect("rename");
+    shell("sync -f \"$1\"", mount.point());
+    let copied = written() - before;
+    assert!(copied < 1 << 20, "{copied} bytes were written");
+}
+
+/// Pages that the kernel writes back on its own account do not come with a time where its user is unknown, and the old one
+/// stayed.
+#[test]
+fn regression_in_a_user_namespace_what_is_written_has_a_new_time() {
+    // The kernel writes back on its own account after half a minute.
+    if !long_run() || !ready(&[Need::Fuse, Need::Root, Need::Splicefs, Need::Program("unshare")]) {
+        return;
+    }
+    let (uid, gid) = unprivileged_user();
+    let dir = scratch();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("chmod");
+    let write = "import os, time
+fd = os.open('m/file', os.O_WRONLY | os.O_APPEND)
+os.write(fd, b'new')
+while os.stat('u/file').st_size < 8: time.sleep(0.1)
+os.close(fd)
+";
+    fs::write(dir.path().join("write.py"), write).expect("write");
+    let script = format!(
+        r#"cd "$1" && cp {binary} program
+        exec setpriv --reuid {uid} --regid {gid} --clear-groups unshare -Urm sh -ec 'mkdir l u w m
+        ./program overlay m -o lowerdir=l,upperdir=u,workdir=w,log=log >said
+        echo olds > u/file; touch -d 2020-01-01 u/file
+        python3 write.py; ./program stats m --json | grep -c "many writes at once"
+        ./program unmount m; stat -c %Y u/file'"#,
+        binary = splicefs_binary().display()
+    );
+    let said = shell(&script, dir.path());
+    let (served, time) = said.trim().split_once('\n').expect("two lines");
+    assert_eq!(served, "1", "it is written back");
+    assert!(time.parse::<u64>().expect("a time") > 1_700_000_000, "{time}");
+}
+
 /// A tmpfs that is asked for it counts when the pages come.
 #[test]
 fn a_tmpfs_tells_at_fsync_that_it_is_full() {
@@ -319,6 +391,28 @@ fn files_that_only_grow_are_appended_to() {
     shell("touch \"$1/log\" && chattr -a \"$1/log\"", mount.point());
     mount.unmount();
     assert_eq!(fs::read(layers.upper().join("log")).expect("read"), b"one two three four");
+}
+
+/// What was written before `chattr` said no more was refused when it was written back, and lost.
+#[test]
+fn regression_protecting_a_file_does_not_lose_what_was_written_before() {
+    if !ready(&[Need::Program("chattr")]) {
+        return;
+    }
+    let Some((mount, layers)) = overlay() else { return };
+    for flag in ["a", "i"] {
+        let path = mount.at(flag);
+        let file = create(&path);
+        (&file).write_all(&fill(1, 10_000)).expect("write");
+        let protect = if flag == "a" { IFlags::APPEND } else { IFlags::IMMUTABLE };
+        ioctl_setflags(&file, protect).expect("FS_IOC_SETFLAGS");
+        file.sync_all().expect("fsync");
+        drop(file);
+        let written = fs::read(layers.upper().join(flag)).expect("read");
+        shell(&format!("chattr -{flag} \"$1\""), &path);
+        assert_eq!(written.len(), 10_000, "+{flag}");
+        assert_eq!(first_difference(&written, 1), None, "+{flag}");
+    }
 }
 
 #[test]

@@ -70,7 +70,7 @@ pub(super) fn of<B: Backend>(config: &SessionConfig) -> io::Result<Facilities> {
     let splice = splice(config.splice)?;
     let unopened = unopened::<B>(config)?;
     let passthrough = passthrough::<B>(config, &unopened)?;
-    let writeback = writeback::<B>(config.writeback, &passthrough, &unopened)?;
+    let writeback = writeback::<B>(config, &passthrough, &unopened)?;
     Ok(Facilities { splice, passthrough, unopened, writeback })
 }
 
@@ -179,20 +179,24 @@ fn passthrough<B: Backend>(config: &SessionConfig, unopened: &Facility) -> io::R
 /// Whether to have the kernel keep what is written and write it back later. Where it serves files by itself there is nothing to
 /// gain, and it does not do both.
 fn writeback<B: Backend>(
-    choice: Choice,
+    config: &SessionConfig,
     passthrough: &Facility,
     unopened: &Facility,
 ) -> io::Result<Facility> {
-    choice.facility("writeback", || {
+    config.writeback.facility("writeback", || {
         let why = if B::OWNERSHIP == Ownership::Shared {
             "others use the directory, too, and see what is written at once"
         } else if unopened.serving {
             NOT_OPENED
         } else if passthrough.serving {
             "the kernel serves files by itself (passthrough)"
-        } else if choice == Choice::Auto && !B::HAS_BACKING {
+        } else if config.allow_root {
+            "the kernel tells times as whoever closes a file, whom allow_root refuses"
+        } else if config.writeback == Choice::Auto && !B::HAS_BACKING {
             "this backend counts what files take, and says at once when there is no room"
         } else {
+            // Known from now on, whatever comes to lie over /proc.
+            creds::in_initial_user_namespace().map_err(|e| e.to_string())?;
             return Ok("the kernel writes files back later, many writes at once");
         };
         Err(why.to_owned())

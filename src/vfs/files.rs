@@ -18,6 +18,19 @@ use crate::reply::{Engine, Outcome};
 /// In the flags of an open, by which the kernel opens a program to run it (`__FMODE_EXEC` in include/linux/fs.h).
 const FMODE_EXEC: i32 = 0x20;
 
+/// Writes all of `length` bytes by `write`, which writes some from there on: of a page that it writes back the kernel does not look
+/// at how much was written (`fuse_writepage_end` in fs/fuse/file.c), and what is missing would be lost without a word.
+fn whole(length: usize, write: impl Fn(usize) -> Result<usize>) -> Result<usize> {
+    let mut done = 0;
+    while done < length {
+        match write(done)? {
+            0 => return Err(Errno::EIO.into()),
+            more => done += more,
+        }
+    }
+    Ok(done)
+}
+
 impl<B: Backend> Vfs<B> {
     /// An open file for the kernel, which keeps its pages if the file `takes_pages` back.
     fn handle(
@@ -174,12 +187,21 @@ impl<B: Backend> Vfs<B> {
         mode: WriteMode,
     ) -> Result<usize> {
         let open = self.opened(file, Use::Write)?;
+        if mode.from_page_cache && self.caching.unopened && self.backend.only_grows(&open.file)? {
+            // A mapping that an open would have refused.
+            return Err(Errno::EPERM.into());
+        }
         let append = mode.append && self.appends_to_source(&open)?;
         let mode = WriteMode { append, ..mode };
-        let write =
-            || self.change(caller, &open, |by| self.backend.write(by, &open.file, offset, data, mode));
-        let late = mode.from_page_cache && self.caching.writeback;
-        let written = if late { self.write_back(&open, write) } else { write() }?;
+        let write = |from: usize| {
+            let offset = offset + from as u64;
+            self.change(caller, &open, |by| self.backend.write(by, &open.file, offset, &data[from..], mode))
+        };
+        let written = if mode.from_page_cache {
+            self.write_back(&open, || whole(data.len(), write))?
+        } else {
+            write(0)?
+        };
         // An open file of ours was opened with these flags.
         if file.is_unopened() && !mode.from_page_cache && file.flags.has(libc::O_DSYNC) {
             self.backend.fsync(&open.file, !file.flags.has(libc::O_SYNC))?;

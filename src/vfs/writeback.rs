@@ -8,16 +8,18 @@
 //! - of a page that is written in part the kernel reads the rest, by whatever descriptor it writes: one for writing alone is
 //!   opened for reading, too. Where that is not allowed, each write is asked for;
 //! - where an append goes is the kernel's to know, since the end of the file may not have reached us. A file that only grows
-//!   (`chattr +a`) takes no pages back: each write to it is asked for, too;
+//!   (`chattr +a`) takes no pages back but those of descriptors that are older: each write to it is asked for, too;
 //! - LSEEK comes while data that we have not seen is in the page cache (`fuse_lseek` in fs/fuse/file.c writes nothing back).
 //!   Pages are written back before a descriptor is released, so of a file that nobody has open for writing we know all.
 //!   For another one we say that we know no holes, upon which the kernel asks no more and takes all files for data;
 //! - a page that comes back is no modification, which was when the page was written to: if the kernel's time has changed, it
-//!   tells it, before or after. So the source's time stays what it was.
+//!   tells it, before or after. So the source's time stays what it was;
+//! - how much of a page was written it does not look at: a WRITE of pages is done whole, or fails ([`Vfs::write`]).
 
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use splicefs_core::sys::creds;
 use splicefs_core::{
     Attr, Backend, Caller, CreateFlags, Errno, OpenFlags, Opened, Result, SetAttr, SetTime, Timestamp,
 };
@@ -47,7 +49,8 @@ fn without_rights(change: &SetAttr) -> Option<SetAttr> {
 }
 
 impl<B: Backend> Vfs<B> {
-    /// Opens a file so that the kernel can write its pages back, and says whether it can.
+    /// Opens a file so that the kernel can write its pages back, and says whether it can. A file that only grows cannot be
+    /// mapped to be stored to either, then.
     pub(super) fn open_backend(
         &self,
         caller: &Caller,
@@ -61,8 +64,7 @@ impl<B: Backend> Vfs<B> {
             }
             opened => {
                 let opened = opened?;
-                let asks =
-                    self.caching.writeback && flags.writes() && self.backend.only_grows(&opened.file)?;
+                let asks = flags.writes() && self.backend.only_grows(&opened.file)?;
                 Ok((opened, !asks))
             }
         }
@@ -95,6 +97,15 @@ impl<B: Backend> Vfs<B> {
         if !self.caching.writeback {
             return set(change);
         }
+        if let Some(SetTime::At(time)) = change.mtime
+            && *change == (SetAttr { mtime: change.mtime, ..SetAttr::default() })
+        {
+            // The kernel tells its times of a file whose name goes, too, which must not be copied up for that.
+            let attr = self.backend.getattr(&vnode.node, file)?;
+            if attr.mtime == time {
+                return Ok(attr);
+            }
+        }
         let mut told = vnode.modified.0.lock();
         match (set(change), without_rights(change)) {
             (Err(e), Some(rest)) if e.errno() == Errno::EPERM => {
@@ -111,15 +122,20 @@ impl<B: Backend> Vfs<B> {
         }
     }
 
-    /// Has pages written back by `write`, and the source keep its time of modification.
+    /// Has pages written back by `write`, and the source keep its time of modification. In a user namespace it takes that of the
+    /// writing back: there the kernel cannot tell its times on its own account (`fuse_get_req` in fs/fuse/dev.c has no user to
+    /// tell them as), and an old time would stay.
     pub(super) fn write_back<T>(&self, open: &OpenFile<B>, write: impl FnOnce() -> Result<T>) -> Result<T> {
+        if !self.caching.writeback || !creds::in_initial_user_namespace()? {
+            return write();
+        }
         let (node, file) = (&open.vnode.node, Some(&open.file));
         let known = *open.vnode.modified.0.lock();
         if known.is_none() {
             let before = self.backend.getattr(node, file)?.mtime;
             open.vnode.modified.0.lock().get_or_insert(before);
         }
-        let written = write()?;
+        let written = write();
         let modified = open.vnode.modified.0.lock();
         let change = SetAttr { mtime: modified.map(SetTime::At), ..SetAttr::default() };
         if let Err(e) = self.backend.setattr(&Caller::DAEMON, node, file, &change) {
@@ -127,7 +143,7 @@ impl<B: Backend> Vfs<B> {
             let level = if e.errno() == Errno::EPERM { log::Level::Debug } else { log::Level::Warn };
             log::log!(level, "a file shows the time when it was written back: {e}");
         }
-        Ok(written)
+        written
     }
 }
 

@@ -272,7 +272,20 @@ const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 /// Those of capget(2) and of procfs.
 pub fn administers_the_machine() -> Result<bool> {
     let admin = rustix::thread::capabilities(None)?.effective.contains(CapabilitySet::SYS_ADMIN);
-    Ok(admin && rustix::fs::fstat(open_proc("self/ns/user")?)?.st_ino == INITIAL_USER_NAMESPACE)
+    Ok(admin && in_initial_user_namespace()?)
+}
+
+/// Whether the process is in the initial user namespace, where all users are known.
+///
+/// # Errors
+/// Those of looking at procfs.
+pub fn in_initial_user_namespace() -> Result<bool> {
+    static INITIAL: OnceLock<bool> = OnceLock::new();
+    if let Some(initial) = INITIAL.get() {
+        return Ok(*initial);
+    }
+    let initial = rustix::fs::fstat(open_proc("self/ns/user")?)?.st_ino == INITIAL_USER_NAMESPACE;
+    Ok(*INITIAL.get_or_init(|| initial))
 }
 
 /// Whether the process may open files whatever their modes say (CAP_DAC_OVERRIDE).
