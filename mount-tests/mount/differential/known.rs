@@ -24,6 +24,8 @@ enum By {
     Overlay,
     /// Files that are used without being opened.
     Unopened,
+    /// The kernel's writeback cache for FUSE.
+    Writeback,
 }
 
 /// A difference that is explained: by whom and why, and where.
@@ -131,7 +133,7 @@ const TIMES: [Known<Times>; 4] = [
 ];
 
 /// Steps that are left out, since the trees would go on to differ.
-const STEPS: [Known<Steps>; 11] = [
+const STEPS: [Known<Steps>; 13] = [
     Known {
         by: By::Passthrough,
         reason: "setuid and setgid bits that a file is given while the kernel writes it by itself go with the next write, root's \
@@ -218,6 +220,28 @@ const STEPS: [Known<Steps>; 11] = [
         },
     },
     Known {
+        by: By::Writeback,
+        reason: "fuse_file_fallocate sets its own times, which count, before it asks the daemon, which then refuses the mode",
+        applies: |step, _| {
+            use FallocateFlags as F;
+            let taken = [F::empty(), F::KEEP_SIZE, F::PUNCH_HOLE | F::KEEP_SIZE];
+            matches!(step.op, Op::Fallocate { mode, .. } if !taken.contains(&mode))
+        },
+    },
+    Known {
+        by: By::Writeback,
+        reason: "a truncation to the size that a file has changes its times in the layers, and the kernel's, which count, not \
+                 (fuse_do_setattr)",
+        applies: |step, native| {
+            let (object, length) = match &step.op {
+                Op::Truncate(path, length) => (Object::Follow(path.clone()), *length),
+                Op::Ftruncate(slot, length) => (Object::Open(*slot), *length),
+                _ => return false,
+            };
+            native.stat(&object).is_ok_and(|stat| u64::try_from(stat.st_size) == Ok(length))
+        },
+    },
+    Known {
         by: By::Unopened,
         reason: "of an empty file, truncate(2) to nothing changes no time and open(2) with O_TRUNC does; FUSE sends the same \
                  SETATTR for both, which is taken for the second",
@@ -240,11 +264,13 @@ pub(crate) enum Explained {
     OfOverlay,
     /// With `open=zero`.
     OfUnopenedOverlay,
+    /// With `writeback=on`.
+    OfWrittenBackOverlay,
 }
 
 impl Explained {
     fn is_of_our_overlay(self) -> bool {
-        matches!(self, Self::OfOverlay | Self::OfUnopenedOverlay)
+        matches!(self, Self::OfOverlay | Self::OfUnopenedOverlay | Self::OfWrittenBackOverlay)
     }
 
     fn counts(self, by: By) -> bool {
@@ -255,6 +281,7 @@ impl Explained {
             By::KernelOverlay => self == Self::OfKernelOverlay || self.is_of_our_overlay(),
             By::Overlay => self.is_of_our_overlay(),
             By::Unopened => self == Self::OfUnopenedOverlay,
+            By::Writeback => self == Self::OfWrittenBackOverlay,
         }
     }
 

@@ -97,6 +97,7 @@ impl Comparison {
         match self.with {
             Engine::Kernel => Explained::OfKernelOverlay,
             Engine::Splicefs if self.own.contains("open=zero") => Explained::OfUnopenedOverlay,
+            Engine::Splicefs if self.own.contains("writeback=on") => Explained::OfWrittenBackOverlay,
             Engine::Splicefs => Explained::OfOverlay,
         }
     }

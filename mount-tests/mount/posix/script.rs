@@ -93,9 +93,9 @@ impl Script {
     }
 }
 
-/// open(2) with flags and mode, as scripts do it.
+/// open(2) with flags and mode, as scripts do it; programs that other tests start at the same time do not get the descriptor.
 pub(crate) fn open(path: &Path, flags: OFlags, mode: u32) -> Result<fs::File, Errno> {
-    rustix::fs::open(path, flags, Mode::from_raw_mode(mode)).map(fs::File::from)
+    rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::from_raw_mode(mode)).map(fs::File::from)
 }
 
 /// The error number of an `std` result.
