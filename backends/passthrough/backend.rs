@@ -220,7 +220,7 @@ impl Backend for Passthrough {
 
     fn opendir(&self, node: &Arc<Node>) -> Result<Dir> {
         // Once more, if there was no room for it when it was looked up.
-        self.tree.watch(node);
+        self.tree.watch(node, || self.tree.descriptor(node));
         self.tree.open_dir(node, self.noatime)
     }
 

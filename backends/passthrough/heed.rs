@@ -1,6 +1,6 @@
 //! Which nodes are watched, when, and what is made of an event.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::Statx;
@@ -25,14 +25,15 @@ impl Tree {
     /// that began at `begun`. Returns what it is like then: `st`, or what a second look shows if it is watched only now.
     pub(crate) fn heed(
         &self,
-        parent: &Arc<Node>,
-        name: &Name,
+        (parent, name, dir): (&Arc<Node>, &Name, &OwnedFd),
         node: &Arc<Node>,
         st: Statx,
         begun: u64,
     ) -> Result<Statx> {
         let Some(watches) = self.watches() else { return Ok(st) };
-        if !needs_watch(node.identity().kind(), st.stx_nlink) {
+        // What is mounted on a name has another directory, which is told of it (`fsnotify_parent`).
+        let mounted = node.identity().file_system() != parent.identity().file_system();
+        if !mounted && !needs_watch(node.identity().kind(), st.stx_nlink) {
             if node.is_at(parent, name) {
                 watches.named(parent, name, node, begun);
             }
@@ -42,7 +43,8 @@ impl Tree {
         if watches.is_watched(node, begun) {
             return Ok(st);
         }
-        if self.watch(node) { stat::of_fd(self.descriptor(node)?) } else { Ok(st) }
+        let open = || self.descriptor_in(node, dir, name);
+        if self.watch(node, open) { stat::of_fd(open()?) } else { Ok(st) }
     }
 
     /// A file that has other names than the one it was found by is not heard of by that one any more.
@@ -54,11 +56,12 @@ impl Tree {
         }
     }
 
-    /// Watches `node`, if its file system tells of every change. Returns whether it is watched.
-    pub(crate) fn watch(&self, node: &Arc<Node>) -> bool {
+    /// Watches `node`, which `open` opens, if its file system tells of every change. Returns whether it is watched.
+    pub(crate) fn watch(&self, node: &Arc<Node>, open: impl Fn() -> Result<Arc<OwnedFd>>) -> bool {
         let Some(watches) = self.watches() else { return false };
         let watched = || -> Result<bool> {
-            Ok(self.class(node)?.is_local() && watches.add(node, &*self.descriptor(node)?))
+            let class = self.nodes.classes.get(node.identity().file_system(), &open)?;
+            Ok(class.is_local() && watches.add(node, &*open()?))
         };
         watched().unwrap_or_else(|e| {
             log::debug!("a file of the source cannot be watched: {e}");

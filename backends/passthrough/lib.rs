@@ -91,7 +91,8 @@ impl Passthrough {
             Some(Ok(watches)) => (Some(watches), None),
         };
         let tree = Tree::open(Nodes::new(watches), fd, covered, options.block_devices_as_files)?;
-        tree.watch(&tree.root());
+        let root = tree.root();
+        tree.watch(&root, || tree.descriptor(&root));
         Ok(Self { tree, noatime: options.noatime, read_only: false, held: Held::default(), deaf })
     }
 }

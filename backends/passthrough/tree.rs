@@ -147,7 +147,7 @@ impl Tree {
             .identity(&st, || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty()))?;
         let node = self.nodes.intern(identity, || Place::At(parent.clone(), name.clone()));
         self.settle(&node, parent, name);
-        let st = self.heed(parent, name, &node, st, begun)?;
+        let st = self.heed((parent, name, dir), &node, st, begun)?;
         Ok(Entry { attr: self.attr(&st), node })
     }
 
@@ -257,9 +257,19 @@ impl Tree {
             next = parent;
         };
         for (node, name) in way.into_iter().rev() {
-            fd = self.open_known(&node, &fd, &name)?;
-            self.nodes.descriptors.put(node.id(), fd.clone());
+            fd = self.descriptor_in(&node, &fd, &name)?;
         }
+        Ok(fd)
+    }
+
+    /// A descriptor of `node`, which was found under `name` in `dir`. For one who holds the rename gate: to take it again would
+    /// wait for a rename that waits for it.
+    pub(crate) fn descriptor_in(&self, node: &Arc<Node>, dir: &OwnedFd, name: &Name) -> Result<Arc<OwnedFd>> {
+        if let Some(fd) = node.descriptor_at_hand() {
+            return Ok(fd);
+        }
+        let fd = self.open_known(node, dir, name)?;
+        self.nodes.descriptors.put(node.id(), fd.clone());
         Ok(fd)
     }
 

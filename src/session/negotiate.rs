@@ -46,7 +46,7 @@ const WANTED_WITH_ACLS: &[InitFlags] = &[
 const WANTED_OF_CHECKED: &[InitFlags] = &[InitFlags::FUSE_AUTO_INVAL_DATA];
 /// For files whose data is dropped when they are opened.
 const WANTED_OF_DROPPED: &[InitFlags] = &[InitFlags::FUSE_ASYNC_DIO];
-/// For files whose contents are kept. Not FUSE_ASYNC_DIO: a direct write that completes later leaves what a reader has put into
+/// For files that the kernel alone changes: it keeps the target of every link then, or of none. Not FUSE_ASYNC_DIO: a direct write that completes later leaves what a reader has put into
 /// the page cache meanwhile, and nothing else would ever drop it (xfstests generic/451).
 const WANTED_OF_KEPT: &[InitFlags] = &[InitFlags::FUSE_CACHE_SYMLINKS];
 /// For files of which nothing is kept (FOPEN_DIRECT_IO): without it they could not be mapped to be shared.
@@ -83,7 +83,7 @@ impl Negotiator {
         let lists = [
             (true, WANTED),
             (caching.checked, WANTED_OF_CHECKED),
-            (caching.keeps_contents(), WANTED_OF_KEPT),
+            (caching.links, WANTED_OF_KEPT),
             (!caching.keeps_contents(), WANTED_OF_DROPPED),
             (caching.direct, WANTED_OF_DIRECT),
             (self.acls, WANTED_WITH_ACLS),

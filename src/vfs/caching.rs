@@ -1,11 +1,12 @@
 //! What the kernel may keep, in one place.
 //!
-//! | who changes the files | names, attributes | missing names | data over open(2) | directories, links | data checked by times |
-//! |---|---|---|---|---|---|
-//! | others too (passthrough) | 1 second | not kept | dropped | asked for each time | yes |
-//! | others, and nothing is to be kept (`cache=never`) | not kept | not kept | not kept at all | asked for each time | yes |
-//! | others, who are heard (`cache=notify`) | for ever | for ever | kept | kept | yes |
-//! | the kernel alone (tmpfs, overlay), or so a person says (`cache=always`) | for ever | for ever | kept | kept | no |
+//! | who changes the files | names, attributes | missing names | data over open(2) | directories | targets of links | data checked by times |
+//! |---|---|---|---|---|---|---|
+//! | others too (passthrough) | 1 second | not kept | dropped | asked for each time | asked for each time | yes |
+//! | others, and nothing is to be kept (`cache=never`) | not kept | not kept | not kept at all | asked for each time | asked for each time | yes |
+//! | others, who are heard (`cache=notify`) | for ever | for ever | kept | kept | asked for each time | yes |
+//! | the kernel alone, or so a person says (`cache=always`) | for ever | for ever | kept | kept | asked for each time | no |
+//! | the kernel alone (tmpfs, overlay) | for ever | for ever | kept | kept | kept | no |
 //!
 //! With a writeback cache ([`super::writeback`]), which is for the kernel alone, sizes and times of modification are the kernel's.
 //!
@@ -59,6 +60,8 @@ pub struct Caching {
     unheard: Option<Kept>,
     /// Data is dropped when times or size are seen to have changed.
     pub checked: bool,
+    /// Targets of symbolic links are kept, all of them: no link leads each caller elsewhere, as those of procfs do.
+    pub links: bool,
     /// Each read is asked for, if the kernel then still maps files.
     pub direct: bool,
     /// Files are used without being opened (zero-message opens).
@@ -114,6 +117,7 @@ impl Caching {
             trusted,
             unheard: (cache == Cache::Notify).then_some(shared),
             checked: cache != Cache::Always,
+            links: ownership == Ownership::Exclusive,
             direct: cache == Cache::Never,
             unopened,
             writeback: false,

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use splicefs_core::{Backend, Change, Listener, NodeId};
 
@@ -24,6 +25,8 @@ use super::turns::UnderWay;
 /// Between two looks at requests that are being answered, at first; each pause is twice as long as the one before.
 const PAUSE: Duration = Duration::from_micros(200);
 const LONGEST_PAUSE: Duration = Duration::from_millis(10);
+/// There are at most so many batches that are to be told again.
+const MOST_PENDING: usize = 64;
 /// By then a thread that has been sent its reply has long been running.
 const TAKEN_IN: Duration = Duration::from_millis(100);
 
@@ -57,6 +60,39 @@ impl Told {
     }
 }
 
+/// Names that the kernel may not trust any more, though nobody was heard to have changed them.
+#[derive(Debug)]
+pub(super) struct Uncertain {
+    changes: Mutex<Vec<Change>>,
+    /// Readable when there are any.
+    ready: OwnedFd,
+}
+
+impl Uncertain {
+    pub(super) fn new() -> io::Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Ok(Self { changes: Mutex::default(), ready: eventfd(0, flags)? })
+    }
+
+    /// The kernel is to be told of `change`, by a thread that serves no request.
+    pub(super) fn add(&self, change: Change) {
+        self.changes.lock().push(change);
+        if let Err(e) = rustix::io::write(&self.ready, &1u64.to_ne_bytes()) {
+            log::warn!("a name that was moved is trusted for too long: {e}");
+        }
+    }
+
+    fn take(&self) -> Vec<Change> {
+        // What is added from here on makes it readable again. Nothing to read is no error.
+        if let Err(e) = rustix::io::read(&self.ready, &mut [0; 8])
+            && e != rustix::io::Errno::AGAIN
+        {
+            log::debug!("an eventfd cannot be read: {e}");
+        }
+        std::mem::take(&mut *self.changes.lock())
+    }
+}
+
 /// Changes that were heard of at once.
 #[derive(Default)]
 struct Batch {
@@ -64,14 +100,24 @@ struct Batch {
     /// What they were found to be of.
     nodes: HashSet<NodeId>,
     under_way: UnderWay,
-    /// What was under way has been answered, and this is when it is told a last time.
-    last: Option<Instant>,
+    /// What was under way has been answered, and this is when and how it is told a last time.
+    last: Option<(Instant, Manner)>,
 }
 
 impl Batch {
     /// Whether it is to be told now.
     fn is_due(&self) -> bool {
-        self.last.map_or_else(|| self.under_way.is_over(), |last| Instant::now() >= last)
+        self.last.map_or_else(|| self.under_way.is_over(), |(last, _)| Instant::now() >= last)
+    }
+}
+
+impl Batch {
+    /// Takes in another one. Both are told when the requests under way for either are answered.
+    fn absorb(&mut self, other: Self) {
+        self.changes.extend(other.changes);
+        self.nodes.extend(other.nodes);
+        self.under_way.join(other.under_way);
+        self.last = None;
     }
 }
 
@@ -147,6 +193,7 @@ impl<B: Backend> Ear<B> {
                 batch.changes.insert(change);
             });
             heard.map_err(|e| io::Error::from_raw_os_error(e.errno().raw()))?;
+            batch.changes.extend(self.vfs.uncertain.take());
             self.repeat();
             if batch.changes.is_empty() {
                 continue;
@@ -154,10 +201,12 @@ impl<B: Backend> Ear<B> {
             // Before it is told: what is answered meanwhile may arrive at any time.
             batch.under_way = self.vfs.turns.under_way();
             self.tell(&mut batch, Manner::Quick);
-            if !batch.under_way.is_empty() {
-                self.pending.push(batch);
-                self.pause = PAUSE;
+            if batch.under_way.is_empty() {
+                // A reply that has been sent may not have been taken in.
+                batch.last = Some((Instant::now() + TAKEN_IN, Manner::Quick));
             }
+            self.keep(batch);
+            self.pause = PAUSE;
         }
         Ok(())
     }
@@ -167,7 +216,9 @@ impl<B: Backend> Ear<B> {
         let pause = (!self.pending.is_empty()).then_some(self.pause);
         let timeout = pause.map(|pause| Timespec { tv_sec: 0, tv_nsec: i64::from(pause.subsec_nanos()) });
         let (ready, stop) = (self.listener.ready(), self.stop.as_fd());
-        let mut fds = [PollFd::new(&ready, PollFlags::IN), PollFd::new(&stop, PollFlags::IN)];
+        let uncertain = &self.vfs.uncertain.ready;
+        let mut fds =
+            [&ready, &stop, &uncertain.as_fd()].map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN));
         match poll(&mut fds, timeout.as_ref()) {
             Ok(0) => self.pause = (self.pause * 2).min(LONGEST_PAUSE),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -183,11 +234,21 @@ impl<B: Backend> Ear<B> {
         self.pending = pending;
         for mut batch in due {
             count(&self.vfs.told.repeated);
-            self.tell(&mut batch, Manner::Thorough);
+            let manner = batch.last.map_or(Manner::Thorough, |(_, manner)| manner);
+            self.tell(&mut batch, manner);
             if batch.last.is_none() {
-                batch.last = Some(Instant::now() + TAKEN_IN);
-                self.pending.push(batch);
+                batch.last = Some((Instant::now() + TAKEN_IN, Manner::Thorough));
+                self.keep(batch);
             }
+        }
+    }
+
+    /// Keeps a batch that is to be told again. While a request hangs they do not grow in number.
+    fn keep(&mut self, batch: Batch) {
+        let full = self.pending.len() >= MOST_PENDING;
+        match self.pending.last_mut() {
+            Some(last) if full => last.absorb(batch),
+            _ => self.pending.push(batch),
         }
     }
 

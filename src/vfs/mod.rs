@@ -25,7 +25,7 @@ use splicefs_core::{Attr, Backend, Entry, HandleId, HandleTable, Listener, Name,
 
 pub use caching::{Cache, Caching, FOR_EVER, Kept, Shown};
 pub use hearing::Hearing;
-use hearing::Told;
+use hearing::{Told, Uncertain};
 use iomode::IoMode;
 pub use iomode::{BackingId, Way};
 use length::Length;
@@ -139,6 +139,7 @@ pub struct Vfs<B: Backend> {
     /// Changes that were to be heard of are not any more.
     deaf: AtomicBool,
     told: Told,
+    uncertain: Uncertain,
     turns: Turns,
     access: Access,
     stats: Stats,
@@ -205,6 +206,7 @@ impl<B: Backend> Vfs<B> {
             caching,
             deaf: AtomicBool::new(false),
             told: Told::default(),
+            uncertain: Uncertain::new()?,
             turns: Turns::default(),
             access,
             stats,

@@ -1,10 +1,11 @@
 //! Names, attributes and what changes them.
 
 use splicefs_core::{
-    Backend, Caller, Errno, HandleId, Make, Name, NodeId, RenameFlags, Result, SetAttr, SetTime, StatFs,
+    Backend, Caller, Change, Errno, HandleId, Make, Name, NodeId, RenameFlags, Result, SetAttr, SetTime,
+    StatFs,
 };
 
-use super::{Found, LookedUp, Shown, Vfs};
+use super::{Found, LookedUp, Shown, UNHEARD, Vfs};
 
 impl<B: Backend> Vfs<B> {
     /// The node that `name` leads to; the kernel holds one more reference to it.
@@ -110,7 +111,14 @@ impl<B: Backend> Vfs<B> {
         flags: RenameFlags,
     ) -> Result<()> {
         let (from_dir, to_dir) = (self.node(from.0)?, self.node(to.0)?);
-        self.backend.rename(caller, (&from_dir.node, from.1), (&to_dir.node, to.1), flags)
+        self.backend.rename(caller, (&from_dir.node, from.1), (&to_dir.node, to.1), flags)?;
+        // The kernel trusts a name where it has moved as long as it did where it was.
+        for ((id, name), dir) in [(from, from_dir), (to, to_dir)] {
+            if self.caching.listens() && self.heard(&dir) == UNHEARD {
+                self.uncertain.add(Change::Name(id, name.clone()));
+            }
+        }
+        Ok(())
     }
 
     /// Size and room of the file system that holds the node.

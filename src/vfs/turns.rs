@@ -51,6 +51,12 @@ impl UnderWay {
         self.0.is_empty()
     }
 
+    /// Those of `other` as well. What has been answered need not be remembered.
+    pub(super) fn join(&mut self, other: Self) {
+        self.0.extend(other.0);
+        self.0.retain(|(turn, then)| turn.0.load(Ordering::SeqCst) == *then);
+    }
+
     /// Whether all of it has been answered.
     pub(super) fn is_over(&self) -> bool {
         self.0.iter().all(|(turn, then)| turn.0.load(Ordering::SeqCst) != *then)

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 
-use super::{asked, mount, start, stats, walk};
+use super::{FEW, asked, mount, start, stats, walk};
 use crate::harness::{command, shell};
 use crate::mapped::Mapping;
 
@@ -18,7 +18,7 @@ fn what_is_kept_always_is_not_asked_for_again() {
     assert!(!mount.point().join("d0/missing").exists());
     let after = asked(&stats(&mount));
     // To look at the statistics takes a message or two itself.
-    assert!(after - before < 5, "{} messages for a walk: {}", after - before, stats(&mount).json());
+    assert!(after - before < FEW, "{} messages for a walk: {}", after - before, stats(&mount).json());
     // The promise was broken: what was seen is shown on, for longer than `auto` would.
     fs::write(mount.source().join("d0/f0"), "newer").expect("write");
     fs::write(mount.source().join("d0/missing"), "").expect("write");

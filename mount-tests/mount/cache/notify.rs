@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::path::Path;
 
-use super::{asked, mount, shows_the_source, start, stats, walk};
+use super::{FEW, asked, mount, shows_the_source, start, stats, walk};
 use crate::harness::{Mount, until};
 use crate::posix::script::open;
 use rustix::fs::OFlags;
@@ -29,7 +29,7 @@ fn becomes_the_source(mount: &Mount, what: &str) {
     let before = asked(&stats(mount));
     walk(mount.point());
     let after = asked(&stats(mount));
-    assert!(after - before < 5, "{what}: {} messages for a walk: {}", after - before, stats(mount).json());
+    assert!(after - before < FEW, "{what}: {} messages for a walk: {}", after - before, stats(mount).json());
 }
 
 #[test]
