@@ -177,7 +177,10 @@ mod tests {
 
     #[test]
     fn what_is_vouched_for_is_kept_as_what_is_the_kernels_alone() {
-        assert_eq!(shared(Cache::Always), Caching::new(Ownership::Exclusive, Cache::Auto, None, None, false));
+        let exclusive = Caching::new(Ownership::Exclusive, Cache::Auto, None, None, false);
+        // But for links, which in procfs lead each caller elsewhere, whoever changes them.
+        assert_eq!(shared(Cache::Always), Caching { links: false, ..exclusive });
+        assert!(exclusive.links);
         let never = shared(Cache::Never);
         assert_eq!(
             never.kept(true),
