@@ -1,29 +1,28 @@
 //! Memory that starts on a page boundary, as `O_DIRECT` asks for.
 
+use memmap2::MmapMut;
+
 /// The size of a page, in bytes: what the kernel's page cache and pipes count in.
 pub(crate) const PAGE: usize = 4096;
 
-/// A buffer, `lead` bytes of which lie before a page boundary and `len` after it.
+/// A buffer, some bytes of which lie before a page boundary and the others after it.
 #[derive(Debug)]
 pub(crate) struct AlignedBuffer {
-    memory: Vec<u8>,
+    memory: MmapMut,
     start: usize,
     end: usize,
 }
 
 impl AlignedBuffer {
-    /// Memory that is touched only when it is used.
+    /// A buffer of `lead` bytes, at most a page, before the boundary and `len` after it. It takes memory when it is used: the
+    /// allocator clears what it hands out a second time, and with that takes all of it.
     ///
     /// # Errors
-    /// Where there is none: asked for first, since memory that is simply taken ends the process when it is not to be had.
+    /// Where there is no memory.
     pub(crate) fn new(lead: usize, len: usize) -> std::io::Result<Self> {
         debug_assert!(lead <= PAGE);
-        let len_in_all = len + 2 * PAGE;
-        Vec::<u8>::new().try_reserve_exact(len_in_all).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
-        let memory = vec![0u8; len_in_all];
-        let boundary = memory.as_ptr().addr().wrapping_neg() % PAGE;
-        let boundary = if boundary < lead { boundary + PAGE } else { boundary };
-        Ok(Self { memory, start: boundary - lead, end: boundary + len })
+        let memory = MmapMut::map_anon(PAGE + len)?;
+        Ok(Self { memory, start: PAGE - lead, end: PAGE + len })
     }
 
     /// The bytes, those before the boundary first.

@@ -146,6 +146,53 @@ while True: signal.pause()";
     opened.expect("the open waits until the lease is given up");
 }
 
+/// As many slow files as there were threads that waited for requests made the whole mount hang: here files under a lease
+/// that its holder does not give up, for which the kernel waits 45 seconds.
+#[test]
+fn slow_files_hold_up_nobody_else() {
+    if !ready(&[Need::Fuse, Need::Root, Need::Splicefs, Need::Program("python3")]) {
+        return;
+    }
+    const FILES: usize = 12;
+    let _watchdog = Watchdog::new("a request beside slow ones", Duration::from_secs(40));
+    let mount = Mount::builder().start();
+    let script = "import fcntl,os,signal,sys,time
+signal.signal(signal.SIGIO,signal.SIG_IGN)
+parent=os.getppid()
+for path in sys.argv[1:]: fcntl.fcntl(os.open(path,os.O_RDONLY|os.O_CREAT),1024,0)
+print('leased',flush=True)
+while os.getppid()==parent: time.sleep(0.1)";
+    let names: Vec<String> = (0..FILES).map(|n| format!("leased{n}")).collect();
+    let mut holder = Command::new("python3")
+        .args(["-c", script])
+        .args(names.iter().map(|name| mount.source().join(name)))
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("running python3");
+    let mut said = std::io::BufReader::new(holder.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut said, &mut line).expect("a line");
+    assert_eq!(line, "leased\n");
+    let opens = || mount.stats().expect("statistics").requests("open");
+    let before = opens();
+    let slow: Vec<_> = names.iter().map(|name| mount.point().join(name)).collect();
+    let slow: Vec<_> = slow
+        .into_iter()
+        .map(|path| std::thread::spawn(move || OpenOptions::new().write(true).open(path).map(drop)))
+        .collect();
+    // Each is asked for at once although those before it are not answered, and so is everything else.
+    while opens() < before + FILES as u64 {
+        std::thread::yield_now();
+    }
+    fs::write(mount.point().join("other"), b"in time").expect("a file that nobody holds");
+    assert!(slow.iter().all(|open| !open.is_finished()), "the leases hold");
+    holder.kill().expect("killing it");
+    holder.wait().expect("waiting for it");
+    for open in slow {
+        open.join().expect("no panic").expect("the open goes on when the lease is gone");
+    }
+}
+
 /// rustix answers 0 for the size of a value when it is asked with an empty buffer, and so did we.
 #[test]
 fn the_size_of_an_attribute_can_be_asked_for() {

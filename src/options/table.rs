@@ -219,7 +219,7 @@ const SPECS: &[Spec] = &[
         "threads",
         "N",
         |o, v| set(&mut o.threads, values::threads(v).map(Some)),
-        "threads that serve requests (default: one a processor, 4 to 16)",
+        "threads that serve requests, most of them only when slow ones hold up the others (default: four a processor, 16 to 64)",
     ),
     value(
         "splice",

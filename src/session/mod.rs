@@ -13,11 +13,12 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use memmap2::MmapMut;
 use splicefs_core::Backend;
 
 pub use crate::reply::max_read_bytes;
 use crate::reply::{Counters, Engine, Policy, ZeroSource};
-use crate::transport::{Port, Stock, Worker};
+use crate::transport::{Crew, Foreman, Port, Stock, Worker};
 use crate::vfs::{Access, Cache, Caching, Facilities, Hearing, Stats, Vfs};
 pub use facilities::{Choice, Opens};
 use negotiate::{Handshake, MAX_WRITE, Negotiator};
@@ -28,7 +29,8 @@ pub const DEFAULT_SPLICE_MIN: usize = 32 * 1024;
 /// How a mount is served.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
-    /// Number of threads; by default as many as processors, at least 4 and at most 16.
+    /// Number of threads, of which as many as processors, at least 4 and at most 16, wait for requests; by default four
+    /// times as many.
     pub threads: Option<NonZeroUsize>,
     /// Whether reads are spliced.
     pub splice: Choice,
@@ -54,12 +56,16 @@ pub struct SessionConfig {
     pub acls: bool,
 }
 
-/// As many as processors. The standard library would look into /proc and /sys for limits of control groups, and those
-/// may be what has just been mounted over.
-fn default_threads() -> usize {
+/// How many threads wait for requests: as many as processors. The standard library would look into /proc and /sys for
+/// limits of control groups, and those may be what has just been mounted over.
+fn waiting_threads() -> NonZeroUsize {
     let processors = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
-    usize::try_from(processors).unwrap_or(1).clamp(4, 16)
+    let waiting = usize::try_from(processors).unwrap_or(1).clamp(4, 16);
+    NonZeroUsize::new(waiting).unwrap_or(NonZeroUsize::MIN)
 }
+
+/// For each thread that waits for requests so many serve, if slow requests hold those up.
+const THREADS_FOR_ONE_WAITING: usize = 4;
 
 /// What a thread does once there is something to serve.
 type Job = Box<dyn FnOnce(Stock) -> io::Result<()> + Send>;
@@ -79,6 +85,8 @@ pub struct Prepared<B> {
     caching: Caching,
     access: Access,
     threads: Vec<Ready>,
+    crew: Arc<Crew>,
+    foreman: Foreman,
     _backend: PhantomData<fn(B)>,
 }
 
@@ -94,7 +102,8 @@ pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
     let policy = Policy { splice: facilities.splice.serving, splice_min: config.splice_min };
     let counters = Arc::new(Counters::default());
     let zeros = Arc::new(ZeroSource::new()?);
-    let count = config.threads.map_or_else(default_threads, NonZeroUsize::get);
+    let waiting = waiting_threads();
+    let count = config.threads.map_or(waiting.get() * THREADS_FOR_ONE_WAITING, NonZeroUsize::get);
     let mut threads = Vec::new();
     for i in 0..count {
         let (zeros, counters) = (zeros.clone(), counters.clone());
@@ -107,7 +116,10 @@ pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
             io::Error::new(e.kind(), format!("cannot start thread {} of {count} ({fewer}): {e}", i + 1))
         })?);
     }
-    Vec::<u8>::new().try_reserve_exact(HANDSHAKE_BUFFER).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    let crew = Arc::new(Crew::new(waiting)?);
+    let foreman = Foreman::start(crew.clone())?;
+    // Not asked of the allocator, which would from then on keep as much as it was given back.
+    drop(MmapMut::map_anon(HANDSHAKE_BUFFER)?);
     Ok(Prepared {
         mode: config.cache,
         caching: Caching::new(
@@ -122,6 +134,8 @@ pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
         counters,
         access: Access { owner: config.owner, owner_and_root_only: config.allow_root, acls: config.acls },
         threads,
+        crew,
+        foreman,
         _backend: PhantomData,
     })
 }
@@ -178,12 +192,12 @@ impl<B: Backend> Prepared<B> {
         };
         let mut workers = Vec::with_capacity(self.threads.len());
         for Ready { thread, job } in self.threads {
-            let (vfs, port) = (vfs.clone(), port.clone());
-            let serve: Job = Box::new(move |stock| Worker::serve(vfs, port, stock));
+            let (vfs, port, crew) = (vfs.clone(), port.clone(), self.crew.clone());
+            let serve: Job = Box::new(move |stock| Worker::serve(vfs, port, &crew, stock));
             job.send(serve).map_err(|_| io::Error::other("a worker is gone"))?;
             workers.push(thread);
         }
-        Ok(Running { workers, hearing, _handshake: handshake })
+        Ok(Running { workers, foreman: self.foreman, hearing, _handshake: handshake })
     }
 }
 
@@ -191,6 +205,7 @@ impl<B: Backend> Prepared<B> {
 #[derive(Debug)]
 pub struct Running {
     workers: Vec<JoinHandle<io::Result<()>>>,
+    foreman: Foreman,
     hearing: Option<Hearing>,
     /// Keeps fuser's end of the connection.
     _handshake: Handshake,
@@ -207,6 +222,7 @@ impl Running {
             let ended = worker.join().unwrap_or_else(|_| Err(io::Error::other("a worker panicked")));
             result = result.and(ended);
         }
+        drop(self.foreman);
         result.and(self.hearing.map_or(Ok(()), Hearing::end))
     }
 }

@@ -3,6 +3,7 @@
 //! fuser does the INIT handshake on the same descriptor (see the session); from the first request on it is ours.
 
 mod answer;
+mod crew;
 mod dispatch;
 mod port;
 mod readdir;
@@ -10,6 +11,7 @@ mod request;
 mod wire;
 mod worker;
 
+pub use crew::{Crew, Foreman};
 pub use port::Port;
 pub use request::Opcode;
 pub use worker::{Stock, Worker};

@@ -9,6 +9,7 @@ use splicefs_core::sys::creds;
 use splicefs_core::{Backend, Errno, Error, Result};
 
 use super::answer::{Given, Reply};
+use super::crew::{Crew, Next};
 use super::port::{Port, Sent};
 use super::request::{Opcode, Request};
 use crate::aligned::{AlignedBuffer, PAGE};
@@ -52,25 +53,36 @@ pub struct Worker<B: Backend> {
 }
 
 impl<B: Backend> Worker<B> {
-    /// Answers on `port` until the file system is unmounted.
+    /// Answers on `port`, as one of `crew`, until the file system is unmounted.
     ///
     /// # Errors
     /// Those of read(2) on the device that mean it can no longer be served, and that of a thread which could not become
     /// itself again after acting for a caller.
-    pub fn serve(vfs: Arc<Vfs<B>>, port: Arc<Port>, stock: Stock) -> io::Result<()> {
+    pub fn serve(vfs: Arc<Vfs<B>>, port: Arc<Port>, crew: &Crew, stock: Stock) -> io::Result<()> {
         let Stock { engine, mut buffer, max_read } = stock;
         let turn = vfs.join();
-        let mut worker = Self { vfs, port, engine, out: Vec::new(), max_read, turn };
-        loop {
-            let message = match read(&*worker.port, &mut *buffer.bytes()) {
-                Ok(len) => &buffer.bytes()[..len],
+        let worker = Self { vfs, port, engine, out: Vec::new(), max_read, turn };
+        let ended = worker.work(crew, buffer.bytes());
+        match &ended {
+            Ok(()) => crew.dismiss(),
+            Err(_) => crew.quit(),
+        }
+        ended
+    }
+
+    fn work(mut self, crew: &Crew, buffer: &mut [u8]) -> io::Result<()> {
+        while crew.idle() == Next::Wait {
+            let received = read(&*self.port, &mut *buffer);
+            crew.busy();
+            let message = match received {
+                Ok(len) => &buffer[..len],
                 // ENOENT: the request was interrupted before it was read.
                 Err(Os::INTR | Os::AGAIN | Os::NOENT) => continue,
                 Err(Os::NODEV | Os::CONNABORTED) => return Ok(()),
                 Err(e) => return Err(e.into()),
             };
             match Request::parse(message) {
-                Ok(request) => worker.take_turn(request),
+                Ok(request) => self.take_turn(request),
                 Err(_) => {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "a request without a header"));
                 }
@@ -79,6 +91,7 @@ impl<B: Backend> Worker<B> {
                 return Err(io::Error::other("a thread kept a caller's credentials"));
             }
         }
+        Ok(())
     }
 
     /// Answers one request, and is known to while its reply may tell the kernel something to keep.
