@@ -119,9 +119,21 @@ pub(crate) enum Key {
     /// The node of the upper layer.
     Upper(NodeId),
     /// A layer and its node.
-    Lower(usize, NodeId),
+    Lower(u32, NodeId),
     /// A name in a directory: hard links of a lower file, each of which is to be copied up on its own.
-    Named(NodeId, Name),
+    Named(Box<(NodeId, Name)>),
+}
+
+impl Key {
+    /// The node `id` of the lower layer of that index.
+    pub(crate) fn lower(layer: usize, id: NodeId) -> Self {
+        Self::Lower(u32::try_from(layer).unwrap_or(u32::MAX), id)
+    }
+
+    /// The name in the directory of that id.
+    pub(crate) fn named(parent: NodeId, name: &Name) -> Self {
+        Self::Named(Box::new((parent, name.clone())))
+    }
 }
 
 /// A file, directory or other object of the merged tree.

@@ -114,7 +114,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     /// `node` is no longer found under this name.
     pub(crate) fn name_given_up(&self, parent: &Arc<Node<L, U>>, name: &Name, node: &Arc<Node<L, U>>) {
         if node.kind != FileKind::Directory && !node.lowers().is_empty() {
-            self.nodes.remove_key(node, &Key::Named(parent.id, name.clone()));
+            self.nodes.remove_key(node, &Key::named(parent.id, name));
         }
     }
 }

@@ -144,9 +144,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let LowerNode { layer, node, .. } = &lowers[0];
         let linked = attr.kind() != FileKind::Directory && attr.nlink > 1;
         if linked && self.upper.is_some() && self.indexed(&lowers[0], attr).is_none() {
-            return Key::Named(parent.id, name.clone());
+            return Key::named(parent.id, name);
         }
-        Key::Lower(*layer, self.lowers[*layer].layer.id(node))
+        Key::lower(*layer, self.lowers[*layer].layer.id(node))
     }
 
     /// What the layers have under `name`.

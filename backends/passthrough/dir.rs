@@ -31,7 +31,7 @@ impl Tree {
             Err(e) if noatime && e.errno() == Errno::EPERM => self.open_node(node, flags),
             other => other,
         }?;
-        Ok(Dir { fd, dev: node.identity().dev, position: Mutex::new(Cookie::START) })
+        Ok(Dir { fd, dev: node.identity().dev(), position: Mutex::new(Cookie::START) })
     }
 
     pub(crate) fn read_dir(

@@ -33,8 +33,12 @@ pub(crate) enum Place {
 struct Whereabouts {
     place: Place,
     /// Descriptors of open files, which lead to the node as long as they are open.
-    open: Vec<Weak<OwnedFd>>,
+    open: Option<Box<OpenFiles>>,
 }
+
+/// At least one descriptor, not closed when last looked at. Few nodes have any.
+#[derive(Debug)]
+struct OpenFiles(Vec<Weak<OwnedFd>>);
 
 /// A file, directory or other object of the source.
 ///
@@ -102,15 +106,16 @@ impl Node {
         let whereabouts = self.whereabouts.lock();
         match &whereabouts.place {
             Place::Pinned(fd) | Place::Root(fd) => Some(fd.clone()),
-            _ => whereabouts.open.iter().find_map(Weak::upgrade),
+            _ => whereabouts.open.as_ref()?.0.iter().find_map(Weak::upgrade),
         }
     }
 
     /// An open file's descriptor leads to the node from now on, until it is closed.
     pub(crate) fn opened(&self, fd: &Arc<OwnedFd>) {
         let mut whereabouts = self.whereabouts.lock();
-        whereabouts.open.retain(|open| open.strong_count() > 0);
-        whereabouts.open.push(Arc::downgrade(fd));
+        let open = whereabouts.open.get_or_insert_with(|| Box::new(OpenFiles(Vec::new())));
+        open.0.retain(|open| open.strong_count() > 0);
+        open.0.push(Arc::downgrade(fd));
     }
 }
 
@@ -181,7 +186,7 @@ impl Nodes {
         let node = Arc::new(Node {
             id: NodeId(self.next.fetch_add(1, Ordering::Relaxed)),
             identity,
-            whereabouts: Mutex::new(Whereabouts { place: place(), open: Vec::new() }),
+            whereabouts: Mutex::new(Whereabouts { place: place(), open: None }),
             nodes: self.clone(),
         });
         shard.insert(identity, Arc::downgrade(&node));

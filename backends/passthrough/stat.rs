@@ -12,41 +12,58 @@ use splicefs_core::{Attr, FileKind, Result, Timestamp};
 /// birth time is in it because inode numbers are used again.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Identity {
-    mount: u64,
-    pub(crate) dev: u64,
+    /// A number that mount(2) gives out, from 1 (`mnt_alloc_id` in fs/namespace.c).
+    mount: u32,
+    /// As the kernel keeps it, 12 bits of major and 20 of minor number (`MKDEV`).
+    dev: u32,
     ino: u64,
-    born: (i64, u32),
-    kind: u16,
+    /// The nanoseconds in the upper 30 bits, then the seconds without their upper half, then the type.
+    born_as: u64,
 }
+
+/// Width of a device's minor number, in bits.
+const MINOR_BITS: u32 = 20;
 
 impl Identity {
     pub(crate) fn of(st: &Statx, birth_counts: bool) -> Self {
         let born = if birth_counts && StatxFlags::from_bits_retain(st.stx_mask).contains(StatxFlags::BTIME) {
-            (st.stx_btime.tv_sec, st.stx_btime.tv_nsec)
+            let seconds = st.stx_btime.tv_sec.cast_unsigned() & 0x3fff_ffff;
+            u64::from(st.stx_btime.tv_nsec) << 34 | seconds << 4
         } else {
-            (0, 0)
+            0
         };
-        let kind = st.stx_mode & S_IFMT;
-        Self { mount: st.stx_mnt_id, dev: device(st), ino: st.stx_ino, born, kind }
+        Self {
+            mount: u32::try_from(st.stx_mnt_id).unwrap_or(u32::MAX),
+            dev: st.stx_dev_major << MINOR_BITS | st.stx_dev_minor,
+            ino: st.stx_ino,
+            born_as: born | u64::from(st.stx_mode >> TYPE_SHIFT),
+        }
     }
 
     /// A number that spreads identities evenly over tables.
     pub(crate) fn spread(&self) -> usize {
-        usize::try_from((self.ino ^ self.dev) & 0xffff).unwrap_or(0)
+        usize::try_from((self.ino ^ u64::from(self.dev)) & 0xffff).unwrap_or(0)
+    }
+
+    /// The device number of the file system that holds the file, as [`device`] has it.
+    pub(crate) fn dev(&self) -> u64 {
+        u64::from(self.dev >> MINOR_BITS) << 32 | u64::from(self.dev & ((1 << MINOR_BITS) - 1))
     }
 
     /// The mount and the device number of the file system that holds the file.
     pub(crate) fn file_system(&self) -> (u64, u64) {
-        (self.mount, self.dev)
+        (u64::from(self.mount), self.dev())
     }
 
     /// The kind of node.
     pub(crate) fn kind(&self) -> FileKind {
-        FileKind::from_mode(u32::from(self.kind))
+        let kind = u32::try_from(self.born_as & 0xf).unwrap_or(0);
+        FileKind::from_mode(kind << TYPE_SHIFT)
     }
 }
 
-const S_IFMT: u16 = 0o170_000;
+/// Where the type of a file stands in its mode, four bits wide (`S_IFMT`).
+const TYPE_SHIFT: u32 = 12;
 
 /// The device number of the file system that holds the file.
 pub(crate) fn device(st: &Statx) -> u64 {

@@ -178,7 +178,7 @@ impl Tree {
         let Some(covered) = self.covered.as_ref().filter(|covered| covered.name == *name) else {
             return Ok(None);
         };
-        if parent.identity().dev != covered.parent.0 {
+        if parent.identity().dev() != covered.parent.0 {
             return Ok(None);
         }
         let st = stat::of_fd(dir)?;

@@ -79,7 +79,7 @@ impl File {
             }
             _ if mode == PUNCH_HOLE | KEEP_SIZE => {
                 self.node.content()?.write().punch(store, offset, len)?;
-                store.trim_if_due();
+                store.heap.trim_if_due();
             }
             _ => return Err(Errno::EOPNOTSUPP.into()),
         }
@@ -176,6 +176,6 @@ pub(crate) fn set_size(node: &Arc<Node>, caller: &Caller, size: u64, explicit: b
     }
     drop(meta);
     drop(in_use);
-    node.store().trim_if_due();
+    node.store().heap.trim_if_due();
     Ok(())
 }

@@ -116,7 +116,7 @@ pub struct Node {
 impl Node {
     /// A node, for which an inode and the pages of a link have been taken from the limits; its drop gives them back.
     pub(crate) fn new(id: NodeId, ino: u64, shared: Arc<Shared>, body: Body, meta: Meta) -> Self {
-        shared.store.grew(WEIGHT);
+        shared.store.heap.grew(WEIGHT);
         Self { id, ino, shared, body, meta: Mutex::new(meta) }
     }
 
@@ -231,8 +231,8 @@ impl Drop for Node {
             store.limits.give_inode_space(attributes.as_ref().map_or(0, |attributes| attributes.space()));
             store.limits.give_inode();
         }
-        store.freed(WEIGHT);
-        store.trim_if_due();
+        store.heap.freed(WEIGHT);
+        store.heap.trim_if_due();
     }
 }
 

@@ -9,6 +9,7 @@ mod backend;
 mod changes;
 pub mod device;
 mod error;
+mod heap;
 mod id;
 mod layer;
 mod name;
@@ -26,6 +27,7 @@ pub use backend::{
 };
 pub use changes::{Change, Listener};
 pub use error::{Errno, Error, Fault, Result};
+pub use heap::HeapUse;
 pub use id::{Cookie, HandleId, NodeId};
 pub use layer::{FileHandle, Layer, Protection};
 pub use name::Name;

@@ -174,7 +174,7 @@ impl<B: Backend> Vfs<B> {
         // The kernel writes with our rights and not the caller's, which it would take to keep setuid and setgid bits. Who only
         // reads such a file would have a writer follow.
         let special = self.gives_to_kernel() && self.backend.mode(file).map_or(true, creds::has_special_bits);
-        let way = vnode.io_mode.enter(writes, special && writes, || {
+        let way = vnode.used().io_mode.enter(writes, special && writes, || {
             let chosen = self.choose(file, special);
             how = chosen.map_or_else(|how| how, |_| HowOpened::Backed);
             chosen.ok()
@@ -212,7 +212,7 @@ impl<B: Backend> Vfs<B> {
         if open.way == Way::Direct {
             return;
         }
-        if let Some(id) = open.vnode.io_mode.leave(open.writes)
+        if let Some(id) = open.vnode.used().io_mode.leave(open.writes)
             && let Err(e) = self.kernel.close_backing(id)
         {
             log::warn!("the kernel keeps backing file {}: {e}", id.0);

@@ -17,17 +17,19 @@ mod xattrs;
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use splicefs_core::{Attr, Backend, Entry, HandleId, HandleTable, Listener, Name, NodeId, NodeTable, Result};
+use splicefs_core::{
+    Attr, Backend, Entry, HandleId, HandleTable, HeapUse, Listener, Name, NodeId, NodeTable, Result,
+};
 
 pub use caching::{Cache, Caching, FOR_EVER, Kept, Shown};
 pub use hearing::Hearing;
 use hearing::{Told, Uncertain};
-use iomode::IoMode;
 pub use iomode::{BackingId, Way};
+use iomode::{Bypass, IoMode};
 use length::Length;
 use poll::Wakeups;
 pub use turns::Turn;
@@ -91,7 +93,13 @@ pub trait Kernel: Send + Sync + 'static {
 /// A node the kernel knows.
 pub(crate) struct VNode<B: Backend> {
     pub(crate) node: Arc<B::Node>,
-    pub(crate) length: Length,
+    /// Of most nodes the kernel only wants to know that they are there.
+    used: OnceLock<Box<Used>>,
+}
+
+/// What is kept of a node whose contents have been used.
+struct Used {
+    length: Length,
     io_mode: IoMode,
     /// How many open files of it are programs that are run.
     running: AtomicUsize,
@@ -100,19 +108,33 @@ pub(crate) struct VNode<B: Backend> {
     modified: Modified,
 }
 
+/// About what a node that the kernel knows takes, in bytes, its backend's part included.
+const NODE_BYTES: usize = 300;
+
 /// No number of [`Backend::hears`].
 const UNHEARD: u64 = u64::MAX;
 
 impl<B: Backend> VNode<B> {
     fn new(node: Arc<B::Node>) -> Self {
-        Self {
-            node,
-            length: Length::default(),
-            io_mode: IoMode::default(),
-            running: AtomicUsize::new(0),
-            modified: Modified::default(),
-            heard: AtomicU64::new(UNHEARD),
-        }
+        Self { node, used: OnceLock::new() }
+    }
+
+    /// The state of its contents, from now on.
+    fn used(&self) -> &Used {
+        self.used.get_or_init(|| {
+            Box::new(Used {
+                length: Length::default(),
+                io_mode: IoMode::default(),
+                running: AtomicUsize::new(0),
+                modified: Modified::default(),
+                heard: AtomicU64::new(UNHEARD),
+            })
+        })
+    }
+
+    /// Whether the kernel changes the node by itself.
+    fn bypass(&self) -> Bypass {
+        self.used.get().map_or(Bypass::Never, |used| used.io_mode.bypass())
     }
 }
 
@@ -132,6 +154,7 @@ pub(crate) struct OpenFile<B: Backend> {
 pub struct Vfs<B: Backend> {
     pub(crate) backend: B,
     nodes: NodeTable<VNode<B>>,
+    heap: HeapUse,
     files: HandleTable<OpenFile<B>>,
     unopened: Unopened<B>,
     dirs: HandleTable<B::Dir>,
@@ -199,6 +222,7 @@ impl<B: Backend> Vfs<B> {
         let root = VNode::new(backend.root());
         Ok(Self {
             nodes: NodeTable::new(Arc::new(root)),
+            heap: HeapUse::default(),
             files: HandleTable::default(),
             unopened: Unopened::new(),
             dirs: HandleTable::default(),
@@ -260,19 +284,23 @@ impl<B: Backend> Vfs<B> {
             return self.caching.kept(true).contents;
         }
         let heard = self.heard(vnode);
-        vnode.heard.swap(heard, Ordering::Relaxed) == heard && self.caching.kept(heard != UNHEARD).contents
+        vnode.used().heard.swap(heard, Ordering::Relaxed) == heard
+            && self.caching.kept(heard != UNHEARD).contents
     }
 
     /// What the kernel is told of a node's attributes, which `before` they were looked at it might keep as that says.
     fn show(&self, vnode: &VNode<B>, attr: Attr, before: Kept) -> Shown {
-        let bypass = vnode.io_mode.bypass();
+        let bypass = vnode.bypass();
         Shown { attr, lifetime: before.attr_of(bypass).min(self.kept(vnode).attr_of(bypass)) }
     }
 
     /// Counts a lookup of the entry's node. Names of its directory may be kept as `names` says.
     fn remember(&self, entry: Entry<B::Node>, names: Kept) -> (Found, Arc<VNode<B>>) {
         let id = self.backend.id(&entry.node);
-        let vnode = self.nodes.remember(id, || VNode::new(entry.node));
+        let vnode = self.nodes.remember(id, || {
+            self.heap.grew(NODE_BYTES);
+            VNode::new(entry.node)
+        });
         let shown = self.show(&vnode, entry.attr, self.caching.kept(true));
         (Found { id, shown, lifetime: names.entry }, vnode)
     }

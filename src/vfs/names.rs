@@ -5,7 +5,7 @@ use splicefs_core::{
     StatFs,
 };
 
-use super::{Found, LookedUp, Shown, UNHEARD, Vfs};
+use super::{Found, LookedUp, NODE_BYTES, Shown, UNHEARD, Vfs};
 
 impl<B: Backend> Vfs<B> {
     /// The node that `name` leads to; the kernel holds one more reference to it.
@@ -27,6 +27,8 @@ impl<B: Backend> Vfs<B> {
     pub fn forget(&self, id: NodeId, count: u64) {
         if self.nodes.forget(id, count) {
             self.unopened.forget(id);
+            self.heap.freed(NODE_BYTES);
+            self.heap.trim_if_due();
         }
     }
 
@@ -58,7 +60,7 @@ impl<B: Backend> Vfs<B> {
             reply(&self.show(&vnode, self.change_attributes(caller, &vnode, file, change)?, kept));
             return Ok(());
         };
-        let length = vnode.length.change();
+        let length = vnode.used().length.change();
         let before = self.backend.getattr(&vnode.node, file)?.size;
         let mut change = *change;
         if self.caching.unopened && file.is_none() && change.size == Some(0) && before == 0 {

@@ -148,7 +148,7 @@ impl Heap {
             }
             (rest, at) = (behind, 0);
         }
-        store.grew(grown);
+        store.heap.grew(grown);
         match data.len() - rest.len() {
             0 => result.map(|()| 0),
             written => Ok(written),
@@ -180,12 +180,12 @@ impl Heap {
         if let Some(last) = self.pages.last_mut().filter(|page| page.index == size / PAGE) {
             freed += last.cut(in_memory(size % PAGE));
         }
-        store.freed(freed);
+        store.heap.freed(freed);
     }
 
     /// Frees the pages that lie wholly in `bytes` and fills the rest of `bytes` with zeros.
     pub(super) fn punch(&mut self, store: &Store, bytes: &Range<u64>) {
-        store.freed(self.drop_pages(whole(bytes)));
+        store.heap.freed(self.drop_pages(whole(bytes)));
         for index in [bytes.start / PAGE, (bytes.end - 1) / PAGE] {
             let position = self.position(index);
             if let Some(page) = self.pages.get_mut(position).filter(|page| page.index == index) {

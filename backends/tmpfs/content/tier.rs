@@ -124,7 +124,7 @@ impl Tier {
         {
             match Memfd::holding(store, heap, size) {
                 Ok(memfd) => {
-                    store.freed(heap.bytes());
+                    store.heap.freed(heap.bytes());
                     *self = Self::Memfd(Box::new(memfd));
                 }
                 Err(e) => store.tell_refusal(&e),
@@ -139,7 +139,7 @@ impl Tier {
             && memfd.pages() <= BACK_TO_HEAP
             && let Ok(heap) = memfd.read_back(size)
         {
-            store.grew(heap.bytes());
+            store.heap.grew(heap.bytes());
             *self = Self::Heap(heap);
         }
     }
@@ -147,7 +147,7 @@ impl Tier {
     /// Drops everything.
     pub(super) fn clear(&mut self, store: &Store) {
         if let Self::Heap(heap) = self {
-            store.freed(heap.bytes());
+            store.heap.freed(heap.bytes());
         }
         *self = Self::default();
     }
