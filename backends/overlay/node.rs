@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
-use splicefs_core::{FileKind, Layer, Name, NodeId, Protection};
+use splicefs_core::{FileKind, Layer, Name, NodeId, Protection, shrink};
 
 use crate::listing::Listing;
 
@@ -361,17 +361,12 @@ impl<L: Layer, U: Layer> Nodes<L, U> {
 
     /// The last reference to the node of these keys is gone; a new node may have taken them already.
     fn gone(&self, keys: &[Key]) {
-        /// A table of this size is not worth making smaller.
-        const SMALL: usize = 1024;
         let mut table = self.table.lock();
         for key in keys {
             if table.get(key).is_some_and(|node| node.strong_count() == 0) {
                 table.remove(key);
             }
         }
-        if table.capacity() > SMALL && table.len() < table.capacity() / 8 {
-            let room = (2 * table.len()).max(SMALL);
-            table.shrink_to(room);
-        }
+        shrink(&mut table);
     }
 }

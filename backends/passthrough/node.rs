@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
-use splicefs_core::{Name, NodeId};
+use splicefs_core::{Name, NodeId, shrink};
 
 use crate::descriptors::Descriptors;
 use crate::fsclass::FsClasses;
@@ -217,6 +217,7 @@ impl Nodes {
         let mut shard = self.shard(identity).lock();
         if shard.get(identity).is_some_and(|node| node.strong_count() == 0) {
             shard.remove(identity);
+            shrink(&mut shard);
         }
     }
 }

@@ -273,7 +273,7 @@ impl Dir {
             };
             for (position, name, node) in &batch {
                 let next = Cookie(*position);
-                let entry = DirEntry { name, ino: node.ino(), kind: node.kind(), next };
+                let entry = DirEntry { name: name.as_bytes(), ino: node.ino(), kind: node.kind(), next };
                 if sink(entry) == ControlFlow::Break(()) {
                     return Ok(());
                 }

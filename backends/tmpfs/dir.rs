@@ -20,7 +20,7 @@ const FIRST: u64 = 3;
 /// An entry.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    pub(crate) name: Box<[u8]>,
+    pub(crate) name: Name,
     pub(crate) node: Arc<Node>,
 }
 
@@ -85,7 +85,8 @@ impl Directory {
     }
 
     fn position(&self, name: &[u8]) -> Option<u64> {
-        let named = |position: &u64| self.entries.get(position).is_some_and(|entry| &*entry.name == name);
+        let named =
+            |position: &u64| self.entries.get(position).is_some_and(|entry| entry.name.as_bytes() == name);
         self.index.find(self.hasher.hash_one(name), named).copied()
     }
 
@@ -104,14 +105,13 @@ impl Directory {
 
     /// Adds an entry, last in the order. The caller knows that there is none of that name.
     pub(crate) fn add(&mut self, name: &Name, node: Arc<Node>) {
-        let name = name.as_bytes();
-        let hash = self.hasher.hash_one(name);
+        let hash = self.hasher.hash_one(name.as_bytes());
         let position = self.next;
         self.next += 1;
-        self.entries.insert(position, Entry { name: name.into(), node });
+        self.entries.insert(position, Entry { name: name.clone(), node });
         let (entries, hasher) = (&self.entries, &self.hasher);
         // Every position in the index has its entry.
-        let rehash = |at: &u64| entries.get(at).map_or(0, |entry| hasher.hash_one(&*entry.name));
+        let rehash = |at: &u64| entries.get(at).map_or(0, |entry| hasher.hash_one(entry.name.as_bytes()));
         self.index.insert_unique(hash, position, rehash);
     }
 
@@ -128,7 +128,7 @@ impl Directory {
         } else if self.index.len() < self.index.capacity() / 8 {
             let (entries, hasher) = (&self.entries, &self.hasher);
             self.index.shrink_to(2 * self.entries.len(), |at| {
-                entries.get(at).map_or(0, |entry| hasher.hash_one(&*entry.name))
+                entries.get(at).map_or(0, |entry| hasher.hash_one(entry.name.as_bytes()))
             });
         }
         Some(entry.node)

@@ -33,4 +33,4 @@ pub use layer::{FileHandle, Layer, Protection};
 pub use name::Name;
 pub use plan::{CopyReason, FileExtent, ReadPlan, Segment, Span, Via};
 pub use sys::creds::Caller;
-pub use table::{HandleTable, NodeTable};
+pub use table::{HandleTable, NodeTable, shrink};

@@ -1,6 +1,7 @@
 //! The kernel's references: nodes it has looked up and handles it has opened.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,8 +17,8 @@ fn shard_of(id: u64) -> usize {
     usize::try_from(id % SHARDS as u64).unwrap_or(0)
 }
 
-/// Gives memory back when a table has become much too large for what it holds.
-fn shrink<T>(table: &mut HashMap<u64, T>) {
+/// Gives memory back when a table has become much too large for what it holds. To be called after something was removed.
+pub fn shrink<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
     /// A table of this size is not worth making smaller.
     const SMALL: usize = 64;
     if table.capacity() > SMALL && table.len() < table.capacity() / 8 {

@@ -44,7 +44,8 @@ impl<B: Backend> Vfs<B> {
         }
         let Opened { file, direct_io, stream, changed } = opened;
         let writes = flags.writes();
-        let way = if direct_io || !takes_pages { Way::Direct } else { self.enter(&vnode, &file, writes) };
+        let used = vnode.used();
+        let way = if direct_io || !takes_pages { Way::Direct } else { self.enter(&used, &file, writes) };
         // A mapping that outlives its descriptor changes the file past the page cache.
         let keep = self.keeps_data(&vnode) && vnode.bypass() == Bypass::Never;
         // A file that the kernel writes by itself has attributes that it must ask for.
@@ -54,9 +55,10 @@ impl<B: Backend> Vfs<B> {
         let closes_silently = !writes || !self.backend.tells_at_close(&file);
         let runs = flags.has(FMODE_EXEC);
         if runs {
-            vnode.used().running.fetch_add(1, Ordering::Relaxed);
+            used.running.fetch_add(1, Ordering::Relaxed);
         }
-        let id = self.files.insert(OpenFile { vnode, file, made_for_caller: direct_io, way, writes, runs });
+        let open = OpenFile { vnode, used, file, made_for_caller: direct_io, way, writes, runs };
+        let id = self.files.insert(open);
         Handle { id, way, keep, direct: self.caching.direct, stream, closes_silently }
     }
 
@@ -81,17 +83,18 @@ impl<B: Backend> Vfs<B> {
             let opened = self.open_backend(caller, &vnode.node, flags)?;
             return Ok(reply(&self.handle(vnode, opened, flags)));
         }
-        if !flags.writes() && vnode.used().running.load(Ordering::Relaxed) > 0 {
+        let used = vnode.used();
+        if !flags.writes() && used.running.load(Ordering::Relaxed) > 0 {
             // The kernel says so, too, but only after we would have truncated the file (`handle_truncate` in fs/namei.c).
             return Err(Errno::ETXTBSY.into());
         }
-        let length = vnode.used().length.change();
+        let length = used.length.change();
         let before = self.backend.getattr(&vnode.node, None)?;
         let opened = self.open_backend(caller, &vnode.node, flags)?;
         if !caller.fsetid && creds::has_special_bits(before.mode) {
             self.attributes_changed(id);
         }
-        let handle = self.handle(vnode.clone(), opened, flags);
+        let handle = self.handle(vnode, opened, flags);
         let replied = reply(&handle);
         // Past the page cache nothing is filled up with zeros; and the sizes of such files often mean nothing.
         if before.size > 0 && handle.way != Way::Direct {
@@ -146,7 +149,7 @@ impl<B: Backend> Vfs<B> {
         let open = self.opened(file, Use::Read)?;
         let end = span.offset.saturating_add(span.len as u64);
         let crosses_end = || Ok(end > self.backend.getattr(&open.vnode.node, Some(&open.file))?.size);
-        let _length = open.vnode.used().length.keep(caller.pid, crosses_end)?;
+        let _length = open.used.length.keep(caller.pid, crosses_end)?;
         let _as_caller = open.made_for_caller.then(|| caller.act(creds::As::Caller, true)).transpose()?;
         let mut outcome = None;
         self.backend.plan_read(&open.file, span, &mut |plan| {
@@ -164,7 +167,7 @@ impl<B: Backend> Vfs<B> {
         open: &OpenFile<B>,
         how: impl FnOnce(&Caller) -> Result<T>,
     ) -> Result<T> {
-        open.vnode.used().length.heard_from(caller.pid);
+        open.used.length.heard_from(caller.pid);
         if open.made_for_caller {
             let _as_caller = caller.act(creds::As::Caller, true)?;
             return how(&Caller { fsetid: true, ..*caller });
@@ -229,8 +232,11 @@ impl<B: Backend> Vfs<B> {
         let open = self.files.remove(id)?;
         self.leave(&open);
         if open.runs {
-            open.vnode.used().running.fetch_sub(1, Ordering::Relaxed);
+            open.used.running.fetch_sub(1, Ordering::Relaxed);
         }
+        let vnode = open.vnode.clone();
+        drop(open);
+        vnode.tidy();
         Ok(())
     }
 

@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 use splicefs_core::sys::creds;
 use splicefs_core::{Backend, Result};
 
-use super::{OpenFile, VNode, Vfs};
+use super::{OpenFile, Used, Vfs};
 
 /// The kernel's number for a file that it reads and writes by itself.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -169,12 +169,12 @@ impl Opens {
 
 impl<B: Backend> Vfs<B> {
     /// Decides how an open file is served. [`Vfs::leave`] undoes it.
-    pub(super) fn enter(&self, vnode: &VNode<B>, file: &B::File, writes: bool) -> Way {
+    pub(super) fn enter(&self, used: &Used, file: &B::File, writes: bool) -> Way {
         let mut how = HowOpened::Cached;
         // The kernel writes with our rights and not the caller's, which it would take to keep setuid and setgid bits. Who only
         // reads such a file would have a writer follow.
         let special = self.gives_to_kernel() && self.backend.mode(file).map_or(true, creds::has_special_bits);
-        let way = vnode.used().io_mode.enter(writes, special && writes, || {
+        let way = used.io_mode.enter(writes, special && writes, || {
             let chosen = self.choose(file, special);
             how = chosen.map_or_else(|how| how, |_| HowOpened::Backed);
             chosen.ok()
@@ -212,7 +212,7 @@ impl<B: Backend> Vfs<B> {
         if open.way == Way::Direct {
             return;
         }
-        if let Some(id) = open.vnode.used().io_mode.leave(open.writes)
+        if let Some(id) = open.used.io_mode.leave(open.writes)
             && let Err(e) = self.kernel.close_backing(id)
         {
             log::warn!("the kernel keeps backing file {}: {e}", id.0);

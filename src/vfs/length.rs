@@ -140,6 +140,11 @@ impl Length {
         Change(self.0.write())
     }
 
+    /// Whether no truncation matters any longer.
+    pub(super) fn is_settled(&self) -> bool {
+        self.0.read().as_ref().is_none_or(|shrunk| shrunk.when.elapsed() >= SETTLING)
+    }
+
     /// Thread `caller` has sent a request about the file.
     pub(super) fn heard_from(&self, caller: u32) {
         // Where this would block, another truncation is under way.

@@ -17,10 +17,11 @@ mod xattrs;
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use splicefs_core::{
     Attr, Backend, Entry, HandleId, HandleTable, HeapUse, Listener, Name, NodeId, NodeTable, Result,
 };
@@ -94,12 +95,14 @@ pub trait Kernel: Send + Sync + 'static {
 pub(crate) struct VNode<B: Backend> {
     pub(crate) node: Arc<B::Node>,
     /// Of most nodes the kernel only wants to know that they are there.
-    used: OnceLock<Box<Used>>,
+    ///
+    /// Lock order: before that of the io mode, after none.
+    used: Mutex<Option<Arc<Used>>>,
 }
 
-/// What is kept of a node whose contents have been used.
-struct Used {
-    length: Length,
+/// What is kept of a node whose contents are used.
+pub(crate) struct Used {
+    pub(crate) length: Length,
     io_mode: IoMode,
     /// How many open files of it are programs that are run.
     running: AtomicUsize,
@@ -116,31 +119,52 @@ const UNHEARD: u64 = u64::MAX;
 
 impl<B: Backend> VNode<B> {
     fn new(node: Arc<B::Node>) -> Self {
-        Self { node, used: OnceLock::new() }
+        Self { node, used: Mutex::new(None) }
     }
 
     /// The state of its contents, from now on.
-    fn used(&self) -> &Used {
-        self.used.get_or_init(|| {
-            Box::new(Used {
-                length: Length::default(),
-                io_mode: IoMode::default(),
-                running: AtomicUsize::new(0),
-                modified: Modified::default(),
-                heard: AtomicU64::new(UNHEARD),
-            })
-        })
+    fn used(&self) -> Arc<Used> {
+        self.used.lock().get_or_insert_default().clone()
+    }
+
+    /// Gives the state of its contents up, if nobody uses them and nothing is left to be known.
+    fn tidy(&self) {
+        self.used.lock().take_if(|used| Arc::strong_count(used) == 1 && used.is_idle());
     }
 
     /// Whether the kernel changes the node by itself.
     fn bypass(&self) -> Bypass {
-        self.used.get().map_or(Bypass::Never, |used| used.io_mode.bypass())
+        self.used.lock().as_ref().map_or(Bypass::Never, |used| used.io_mode.bypass())
+    }
+}
+
+impl Default for Used {
+    fn default() -> Self {
+        Self {
+            length: Length::default(),
+            io_mode: IoMode::default(),
+            running: AtomicUsize::new(0),
+            modified: Modified::default(),
+            heard: AtomicU64::new(UNHEARD),
+        }
+    }
+}
+
+impl Used {
+    /// Whether it is as it would be made anew. What the kernel was told of times (`modified`) counts as long as pages may be
+    /// written back, which is until the file is closed.
+    fn is_idle(&self) -> bool {
+        self.length.is_settled()
+            && self.io_mode.bypass() == Bypass::Never
+            && self.running.load(Ordering::Relaxed) == 0
+            && self.heard.load(Ordering::Relaxed) == UNHEARD
     }
 }
 
 /// An open file.
 pub(crate) struct OpenFile<B: Backend> {
     pub(crate) vnode: Arc<VNode<B>>,
+    pub(crate) used: Arc<Used>,
     pub(crate) file: B::File,
     /// What the file holds depends on who asks (procfs), so it is read and written as the caller.
     pub(crate) made_for_caller: bool,

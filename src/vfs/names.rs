@@ -60,7 +60,8 @@ impl<B: Backend> Vfs<B> {
             reply(&self.show(&vnode, self.change_attributes(caller, &vnode, file, change)?, kept));
             return Ok(());
         };
-        let length = vnode.used().length.change();
+        let used = vnode.used();
+        let length = used.length.change();
         let before = self.backend.getattr(&vnode.node, file)?.size;
         let mut change = *change;
         if self.caching.unopened && file.is_none() && change.size == Some(0) && before == 0 {

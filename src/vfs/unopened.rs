@@ -94,7 +94,8 @@ impl<B: Backend> Unopened<B> {
 impl<B: Backend> OpenFile<B> {
     /// A file that the kernel did not ask us to open.
     fn unasked(vnode: Arc<VNode<B>>, file: B::File, writes: bool) -> Self {
-        Self { vnode, file, made_for_caller: false, way: Way::Direct, writes, runs: false }
+        let used = vnode.used();
+        Self { vnode, used, file, made_for_caller: false, way: Way::Direct, writes, runs: false }
     }
 }
 

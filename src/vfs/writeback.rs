@@ -82,7 +82,7 @@ impl<B: Backend> Vfs<B> {
 
     /// Whether the kernel may have data of the file that has not been written back.
     pub(super) fn is_dirty(&self, open: &OpenFile<B>) -> bool {
-        self.caching.writeback && open.vnode.used().io_mode.is_written()
+        self.caching.writeback && open.used.io_mode.is_written()
     }
 
     /// Changes attributes in the source.
@@ -106,7 +106,8 @@ impl<B: Backend> Vfs<B> {
                 return Ok(attr);
             }
         }
-        let mut told = vnode.used().modified.0.lock();
+        let used = vnode.used();
+        let mut told = used.modified.0.lock();
         match (set(change), without_rights(change)) {
             (Err(e), Some(rest)) if e.errno() == Errno::EPERM => {
                 log::debug!("the source keeps its own time of modification: {e}");
@@ -130,13 +131,13 @@ impl<B: Backend> Vfs<B> {
             return write();
         }
         let (node, file) = (&open.vnode.node, Some(&open.file));
-        let known = *open.vnode.used().modified.0.lock();
+        let known = *open.used.modified.0.lock();
         if known.is_none() {
             let before = self.backend.getattr(node, file)?.mtime;
-            open.vnode.used().modified.0.lock().get_or_insert(before);
+            open.used.modified.0.lock().get_or_insert(before);
         }
         let written = write();
-        let modified = open.vnode.used().modified.0.lock();
+        let modified = open.used.modified.0.lock();
         let change = SetAttr { mtime: modified.map(SetTime::At), ..SetAttr::default() };
         if let Err(e) = self.backend.setattr(&Caller::DAEMON, node, file, &change) {
             // As for one who may write a file without owning it.
