@@ -1,13 +1,15 @@
 //! Files that are used without the daemon being asked to open them (zero-message opens).
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use crate::harness::{Need, Stats, command, fill, first_difference, ready, shell};
+use crate::harness::{
+    Identity, Need, Stats, as_caller, command, fill, first_difference, ready, shell, unprivileged_user,
+};
 use crate::overlay::{Layers, Overlay};
 use crate::posix::script::open;
 
@@ -61,6 +63,52 @@ fn each_open_is_asked_for_if_wanted() {
     let (mount, _layers) = overlay(10, "open=handle");
     (0..10).for_each(|number| read(&mount, number));
     assert_eq!(mount.stats().expect("stats").requests("open"), 10);
+}
+
+/// Where nothing can be written an open has nothing to refuse or to copy up: it need not be asked for. What may not be read is
+/// refused all the same.
+#[test]
+fn a_users_overlay_that_cannot_be_written_is_read_without_opens() {
+    if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::UserMounts]) {
+        return;
+    }
+    let (uid, gid) = unprivileged_user();
+    let layers = Layers::simple().of_user().read_only();
+    for number in 0..100 {
+        fs::write(layers.lower().join(number.to_string()), fill(number, 5000)).expect("write");
+    }
+    let secret = layers.lower().join("secret");
+    fs::write(&secret, b"secret").expect("write");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("chmod");
+    let mount = layers.mount();
+    as_caller(&Identity { gid, ..Identity::user(uid) }, || {
+        let stats = || Stats::of(mount.point());
+        (0..100).for_each(|number| read(&mount, number));
+        let before = stats();
+        assert_eq!(before.requests("open"), 1, "one is answered, and then none is asked for");
+        (0..100).for_each(|number| read(&mount, number));
+        let all = asked(&stats()) - asked(&before);
+        assert!(all < 20, "{all} messages for 100 files: {}", stats().json());
+        assert_eq!(File::open(mount.at("secret")).map(drop).unwrap_err().kind(), ErrorKind::PermissionDenied);
+        assert_eq!(fs::write(mount.at("0"), b"x").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+    });
+}
+
+/// As root the kernel serves files that cannot be written by itself, which is faster for large ones.
+#[test]
+fn roots_overlay_that_cannot_be_written_is_opened_unless_that_gains_nothing() {
+    if !can_run() {
+        return;
+    }
+    for (own, opens) in
+        [("", 10), ("open=handle,passthrough=off", 10), ("passthrough=off", 1), ("open=zero", 1)]
+    {
+        let layers = Layers::simple().read_only();
+        (0..10).for_each(|n| fs::write(layers.lower().join(n.to_string()), fill(n, 5000)).expect("write"));
+        let mount = layers.mount_with(own);
+        (0..10).for_each(|number| read(&mount, number));
+        assert_eq!(mount.stats().expect("stats").requests("open"), opens, "{own}");
+    }
 }
 
 /// Creates, appends, truncates and removes while open; what is in the upper layer is what was written.

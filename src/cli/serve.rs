@@ -69,14 +69,19 @@ impl Found {
         }
     }
 
-    /// What was asked for, where it may be.
-    ///
-    /// # Errors
-    /// Where that was asked for and may not be; and those of looking.
-    fn opens(&self, asked: Opens) -> io::Result<Opens> {
-        let Self::Layers(_, layers) = self else { return Ok(asked) };
-        let why = if asked == Opens::Zero { layers.must_be_opened()? } else { None };
-        why.map_or(Ok(asked), |why| Err(io::Error::other(format!("open=zero cannot be had here: {why}"))))
+    /// Whether anything can be written through the mount, permissions aside.
+    fn is_writable(&self, options: &Options) -> bool {
+        !matches!(self, Self::Layers(..)) || !options.overlay.has_no_upper()
+    }
+
+    /// Why files have to be opened each time, if that would be news to those who asked for something else.
+    fn must_be_opened(&self, asked: Opens, writable: bool) -> Option<String> {
+        match self {
+            Self::Layers(_, layers) if asked == Opens::Zero || (asked == Opens::Auto && !writable) => layers
+                .must_be_opened()
+                .unwrap_or_else(|e| Some(format!("what the layers are is not known: {e}"))),
+            _ => None,
+        }
     }
 
     /// The mount's source as the kernel is told it, unless an option says otherwise.
@@ -207,8 +212,7 @@ impl Start<'_> {
             .map_err(|error| Failure::new(format!("cannot catch signals: {error}")))?;
         let cannot =
             |error: io::Error| Failure::new(format!("cannot serve {}: {error}", mount_point.display()));
-        let mut config = session_config(&self.order.options);
-        config.opens = self.found.opens(config.opens).map_err(cannot)?;
+        let config = session_config(&self.order.options, &self.found);
         let prepared = session::prepare::<B>(&config).map_err(cannot)?;
         let Mount { device, mounted } = mount::mount(&request)?;
         let running = prepared.serve(backend, device).map_err(cannot)?;
@@ -237,18 +241,22 @@ impl Start<'_> {
     }
 }
 
-fn session_config(options: &Options) -> SessionConfig {
+fn session_config(options: &Options, found: &Found) -> SessionConfig {
+    let writable = found.is_writable(options);
     SessionConfig {
         threads: options.threads,
         splice: options.splice,
         passthrough: options.passthrough,
         opens: options.opens,
+        must_be_opened: found.must_be_opened(options.opens, writable),
+        writable,
         writeback: options.writeback,
         splice_min: options.splice_min,
         cache: options.cache,
         entry_timeout: options.entry_timeout,
         attr_timeout: options.attr_timeout,
         owner: rustix::process::getuid().as_raw(),
+        allow_other: options.access == Access::Everybody,
         allow_root: options.access == Access::Root,
         acls: options.overlay.has_acls(),
     }
@@ -372,7 +380,7 @@ mod tests {
     fn allow_root_is_the_sessions_to_enforce() {
         let config = |list: &str| {
             let options = Options::parse(&[list], Unknown::Refuse).expect("good options");
-            session_config(&options)
+            session_config(&options, &Found::Memory("memory".into()))
         };
         assert!(config("allow_root").allow_root);
         assert!(!config("allow_other").allow_root);

@@ -69,37 +69,50 @@ pub enum Opens {
 pub(super) fn of<B: Backend>(config: &SessionConfig) -> io::Result<Facilities> {
     let splice = splice(config.splice)?;
     let unopened = unopened::<B>(config)?;
-    let passthrough = passthrough::<B>(config, &unopened)?;
+    let passthrough = passthrough::<B>(config, unopened.serving)?;
     let writeback = writeback::<B>(config, &passthrough, &unopened)?;
     Ok(Facilities { splice, passthrough, unopened, writeback })
 }
 
-/// Whether files of backend `B` are used without being opened, and why. With `passthrough=on` the kernel is to serve files by
-/// itself, which it can do with what it opens alone; with `allow_root` each open is refused to others.
+/// Whether files of backend `B` are used without being opened, and why. Unasked that is done where nothing can be written and the
+/// kernel does not serve files by itself: then an open has nothing to refuse, and nothing to copy up.
 fn unopened<B: Backend>(config: &SessionConfig) -> io::Result<Facility> {
-    let state =
-        |mode: &str, serving, why: &str| Facility { mode: mode.to_owned(), serving, why: why.to_owned() };
-    let excluded = if B::HEARS_OPENS {
-        Some("the backend must hear when a file is opened and closed")
-    } else if config.passthrough == Choice::On {
-        Some("passthrough=on excludes it")
-    } else if config.allow_root {
-        Some("allow_root is checked at each open")
-    } else if !creds::overrides_permissions().map_err(|e| io::Error::other(e.to_string()))? {
-        // A descriptor keeps the rights that it was opened with, as of a file of mode 0444 that is being written.
-        Some("without CAP_DAC_OVERRIDE a file may not be opened again as it was")
-    } else {
-        None
-    };
+    let state = |mode: &str, serving, why: String| Facility { mode: mode.to_owned(), serving, why };
+    let excluded = must_be_opened::<B>(config)?;
     Ok(match (config.opens, excluded) {
-        (Opens::Handle, _) => state("handle", false, "turned off"),
+        (Opens::Handle, _) => state("handle", false, "turned off".to_owned()),
         (Opens::Auto, Some(why)) => state("auto", false, why),
-        (Opens::Auto, None) => state("auto", false, "open=zero does it"),
-        (Opens::Zero, None) => state("zero", true, "asked for"),
+        (Opens::Auto, None) if config.writable => state("auto", false, "open=zero does it".to_owned()),
+        (Opens::Auto, None) if passthrough::<B>(config, false)?.serving => {
+            state("auto", false, "the kernel serves files by itself (passthrough)".to_owned())
+        }
+        (Opens::Auto, None) => state("auto", true, "nothing can be written".to_owned()),
+        (Opens::Zero, None) => state("zero", true, "asked for".to_owned()),
         (Opens::Zero, Some(why)) => {
             return Err(io::Error::other(format!("open=zero cannot be had here: {why}")));
         }
     })
+}
+
+/// Why files of backend `B` have to be opened each time. With `passthrough=on` the kernel is to serve files by itself, which it
+/// can do with what it opens alone; with `allow_root` each open is refused to others.
+fn must_be_opened<B: Backend>(config: &SessionConfig) -> io::Result<Option<String>> {
+    let overrides = creds::overrides_permissions().map_err(|e| io::Error::other(e.to_string()))?;
+    let why = if B::HEARS_OPENS {
+        "the backend must hear when a file is opened and closed"
+    } else if config.passthrough == Choice::On {
+        "passthrough=on excludes it"
+    } else if config.allow_root {
+        "allow_root is checked at each open"
+    } else if !overrides && config.writable {
+        // A descriptor keeps the rights that it was opened with, as of a file of mode 0444 that is being written.
+        "without CAP_DAC_OVERRIDE a file may not be opened again as it was"
+    } else if !overrides && config.allow_other {
+        "without CAP_DAC_OVERRIDE others may read files that the daemon may not"
+    } else {
+        return Ok(config.must_be_opened.clone());
+    };
+    Ok(Some(why.to_owned()))
 }
 
 /// What the kernel keeps, and why; `caching` is corrected where the kernel cannot do what it says.
@@ -154,12 +167,13 @@ fn splice(choice: Choice) -> io::Result<Facility> {
 }
 
 /// Why neither the kernel serves files by itself, nor writes them back later.
-const NOT_OPENED: &str = "files are used without being opened (open=zero)";
+const NOT_OPENED: &str = "files are used without being opened";
 
-/// Whether to have the kernel serve files by itself, as far as that can be known before it is asked.
-fn passthrough<B: Backend>(config: &SessionConfig, unopened: &Facility) -> io::Result<Facility> {
+/// Whether to have the kernel serve files by itself, as far as that can be known before it is asked. It does not serve what is
+/// used `unopened`.
+fn passthrough<B: Backend>(config: &SessionConfig, unopened: bool) -> io::Result<Facility> {
     config.passthrough.facility("passthrough", || {
-        if unopened.serving {
+        if unopened {
             return Err(NOT_OPENED.to_owned());
         }
         if config.writeback == Choice::On {

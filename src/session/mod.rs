@@ -38,6 +38,10 @@ pub struct SessionConfig {
     pub passthrough: Choice,
     /// Whether the kernel asks to open each file.
     pub opens: Opens,
+    /// Why it has to, if that depends on what is served.
+    pub must_be_opened: Option<String>,
+    /// Whether anything can be written through the mount, permissions aside.
+    pub writable: bool,
     /// Whether the kernel writes files back later.
     pub writeback: Choice,
     /// Reads of fewer bytes are copied.
@@ -50,6 +54,8 @@ pub struct SessionConfig {
     pub attr_timeout: Option<Duration>,
     /// The user who mounted, who may read the statistics, as root may.
     pub owner: u32,
+    /// Others than that user are let in.
+    pub allow_other: bool,
     /// Others than that user and root get `EACCES`.
     pub allow_root: bool,
     /// Files have POSIX ACLs. Without, the mount must ask for `default_permissions`.
