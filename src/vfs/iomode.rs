@@ -222,7 +222,14 @@ impl<B: Backend> Vfs<B> {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::os::fd::BorrowedFd;
+    use std::sync::Arc;
+
+    use splicefs_core::{Caller, Errno, Name, NodeId, OpenFlags, Ownership};
+
     use super::*;
+    use crate::vfs::{Access, Cache, Caching, Facilities, Facility, Kernel, LookedUp, Stats};
 
     const FILE: BackingId = BackingId(7);
 
@@ -274,5 +281,73 @@ mod tests {
         assert_eq!(mode.bypass(), Bypass::Once);
         mode.leave(false);
         assert_eq!(mode.bypass(), Bypass::Once);
+    }
+
+    /// A kernel that no longer takes files, as one does whose daemon has lost CAP_SYS_ADMIN.
+    struct Unprivileged;
+
+    impl Kernel for Unprivileged {
+        fn wake(&self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn attributes_changed(&self, _: NodeId) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn node_changed(&self, _: NodeId) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn name_changed(&self, _: NodeId, _: &Name) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn all_names_changed(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn open_backing(&self, _: BorrowedFd<'_>) -> Result<BackingId> {
+            Err(Errno::EPERM.into())
+        }
+
+        fn close_backing(&self, _: BackingId) -> Result<()> {
+            panic!("nothing was taken")
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_loses_its_rights_serves_files_itself_from_then_on() {
+        let source = tempfile::tempdir().unwrap();
+        std::fs::write(source.path().join("file"), b"contents").unwrap();
+        let backend = splicefs_passthrough::Passthrough::new(&splicefs_passthrough::Options {
+            source: source.path().to_owned(),
+            mount_point: None,
+            noatime: false,
+            block_devices_as_files: false,
+            listen: false,
+        })
+        .unwrap();
+        let facility = |serving| Facility { mode: "auto".into(), serving, why: String::new() };
+        let facilities = Facilities {
+            splice: facility(true),
+            passthrough: facility(true),
+            unopened: facility(false),
+            writeback: facility(false),
+        };
+        let stats = Stats::new(facilities, facility(false), Arc::default());
+        let caching = Caching::new(Ownership::Shared, Cache::Auto, None, None, false);
+        let access = Access { owner: 0, owner_and_root_only: false, acls: true };
+        let vfs = Vfs::new(backend, caching, access, stats, Arc::new(Unprivileged)).unwrap();
+        let LookedUp::Found(found) = vfs.lookup(NodeId::ROOT, &Name::new(b"file").unwrap()).unwrap() else {
+            panic!("the file is there");
+        };
+        for flags in [libc::O_RDONLY, libc::O_RDWR] {
+            let (way, handle) = vfs
+                .open(&Caller::DAEMON, found.id, OpenFlags(flags), |handle| (handle.way, handle.id))
+                .unwrap();
+            assert_eq!(way, Way::Cached);
+            vfs.release(handle).unwrap();
+        }
     }
 }
