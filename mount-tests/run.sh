@@ -135,8 +135,9 @@ cargo_tests() {
     run_as_root_by_cargo
     # Random sequences are the same each time, so that a failure is of the change that is tested; other ones come with --long.
     ((long)) || export SPLICEFS_TESTS_SEED=${SPLICEFS_TESTS_SEED:-1}
+    # A daemon leaves alone what is ignored when it starts, as SIGHUP is under nohup(1).
     SPLICEFS_TESTS_REQUIRE=1 SPLICEFS_TESTS_DIR=$base/tests SPLICEFS_TESTS_LONG=$long \
-        cargo test --workspace --no-fail-fast
+        env --default-signal=HUP,INT,TERM cargo test --workspace --no-fail-fast
 }
 
 # Every workload of the benchmark on every system, once, as root and as a user; nothing may be left of it.
