@@ -83,6 +83,18 @@ fn unopened<B: Backend>(config: &SessionConfig) -> io::Result<Facility> {
         (Opens::Handle, _) => state("handle", false, "turned off".to_owned()),
         (Opens::Auto, Some(why)) => state("auto", false, why),
         (Opens::Auto, None) if config.writable => state("auto", false, "open=zero does it".to_owned()),
+        (Opens::Auto, None) if config.writeback == Choice::On => {
+            state("auto", false, "writeback=on excludes it".to_owned())
+        }
+        (Opens::Auto, None)
+            if !creds::in_initial_user_namespace().map_err(|e| io::Error::other(e.to_string()))? =>
+        {
+            state(
+                "auto",
+                false,
+                "in a user namespace the kernel may allow what the daemon may not".to_owned(),
+            )
+        }
         (Opens::Auto, None) if passthrough::<B>(config, false)?.serving => {
             state("auto", false, "the kernel serves files by itself (passthrough)".to_owned())
         }

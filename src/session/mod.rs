@@ -117,10 +117,19 @@ pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
             let engine = Engine::new(policy, zeros, max_read_bytes(), counters)?;
             Stock::new(engine, max_read_bytes(), MAX_WRITE)
         };
-        threads.push(Ready::start(i, stock).map_err(|e| {
-            let fewer = "take fewer with `-o threads=N`";
-            io::Error::new(e.kind(), format!("cannot start thread {} of {count} ({fewer}): {e}", i + 1))
-        })?);
+        match Ready::start(i, stock) {
+            Ok(thread) => threads.push(thread),
+            // Nobody asked for so many, and enough wait for requests.
+            Err(e) if config.threads.is_none() && i >= waiting.get() => {
+                log::warn!("{i} threads serve and not {count}: slow files may hold up others sooner: {e}");
+                break;
+            }
+            Err(e) => {
+                let fewer = "take fewer with `-o threads=N`";
+                let text = format!("cannot start thread {} of {count} ({fewer}): {e}", i + 1);
+                return Err(io::Error::new(e.kind(), text));
+            }
+        }
     }
     let crew = Arc::new(Crew::new(waiting)?);
     let foreman = Foreman::start(crew.clone())?;
