@@ -3,7 +3,8 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags, XattrFlags};
@@ -114,6 +115,21 @@ fn inode_flags_are_the_owners_to_set_by_any_number() {
     fs::write(mount.source().join("file"), b"still changeable").expect("no immutable flag on the source");
 }
 
+/// A process that has a lease on `paths`, as `script` takes it in Python; it says so when it has.
+fn lease_holder(script: &str, paths: &[PathBuf]) -> Child {
+    let mut holder = Command::new("python3")
+        .args(["-c", script])
+        .args(paths)
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("running python3");
+    let mut said = std::io::BufReader::new(holder.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut said, &mut line).expect("a line");
+    assert_eq!(line, "leased\n");
+    holder
+}
+
 /// Opened with O_NONBLOCK, a file under a lease was EAGAIN at once instead of waiting for its holder.
 #[test]
 fn a_lease_on_the_source_is_waited_for() {
@@ -130,16 +146,7 @@ signal.signal(signal.SIGIO,give_up)
 fcntl.fcntl(f,1024,0)
 print('leased',flush=True)
 while True: signal.pause()";
-    let mut holder = Command::new("python3")
-        .args(["-c", script])
-        .arg(&plain)
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("running python3");
-    let mut said = std::io::BufReader::new(holder.stdout.take().expect("a pipe"));
-    let mut line = String::new();
-    std::io::BufRead::read_line(&mut said, &mut line).expect("a line");
-    assert_eq!(line, "leased\n");
+    let mut holder = lease_holder(script, &[plain]);
     let opened = OpenOptions::new().write(true).open(mount.point().join("leased"));
     holder.kill().expect("killing it");
     holder.wait().expect("waiting for it");
@@ -163,16 +170,8 @@ for path in sys.argv[1:]: fcntl.fcntl(os.open(path,os.O_RDONLY|os.O_CREAT),1024,
 print('leased',flush=True)
 while os.getppid()==parent: time.sleep(0.1)";
     let names: Vec<String> = (0..FILES).map(|n| format!("leased{n}")).collect();
-    let mut holder = Command::new("python3")
-        .args(["-c", script])
-        .args(names.iter().map(|name| mount.source().join(name)))
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("running python3");
-    let mut said = std::io::BufReader::new(holder.stdout.take().expect("a pipe"));
-    let mut line = String::new();
-    std::io::BufRead::read_line(&mut said, &mut line).expect("a line");
-    assert_eq!(line, "leased\n");
+    let paths: Vec<_> = names.iter().map(|name| mount.source().join(name)).collect();
+    let mut holder = lease_holder(script, &paths);
     let opens = || mount.stats().expect("statistics").requests("open");
     let before = opens();
     let slow: Vec<_> = names.iter().map(|name| mount.point().join(name)).collect();
