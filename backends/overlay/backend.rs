@@ -5,9 +5,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use splicefs_core::{
-    Attr, Backend, Caller, Cookie, CreateFlags, DirSink, Entry, Errno, Ioctl, Layer, Make, Name, NodeId,
-    OpenFlags, Opened, Ownership, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span, StatFs, WriteMode,
-    XattrFlags,
+    Attr, Backend, Caller, Cookie, CreateFlags, DirSink, Entry, Errno, Ioctl, Layer, Make, Name, OpenFlags,
+    Opened, Ownership, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span, StatFs, WriteMode, XattrFlags,
 };
 
 use crate::file::File;
@@ -34,10 +33,6 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
 
     fn root(&self) -> Arc<Self::Node> {
         self.root.clone()
-    }
-
-    fn id(&self, node: &Self::Node) -> NodeId {
-        node.id
     }
 
     fn lookup(&self, parent: &Arc<Self::Node>, name: &Name) -> Result<Entry<Self::Node>> {

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use splicefs_core::{
-    Attr, Caller, CreateFlags, Errno, Error, FileKind, Layer, Make, Name, OpenFlags, Result, SetAttr,
-    XattrFlags,
+    Attr, Caller, CreateFlags, Errno, Error, FileKind, Identified, Layer, Make, Name, OpenFlags, Result,
+    SetAttr, XattrFlags,
 };
 
 use crate::Overlay;
@@ -250,8 +250,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
 
     fn try_publish(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>, prepared: &Prepared<U>) -> Result<()> {
         // Whoever comes upon the counterpart must find this node by it, and not make another.
-        let key = Key::Upper(upper.layer.id(&prepared.node));
-        self.nodes.add_key(node, key.clone());
+        let key = Key::Upper(prepared.node.id());
+        self.nodes.add_key(node, &key);
         let shown = self.show(upper, node, prepared);
         if shown.is_err() {
             self.nodes.remove_key(node, &key);

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use smallvec::SmallVec;
 use splicefs_core::{
-    Caller, CreateFlags, Entry, Errno, FileKind, Layer, Make, Name, Opened, Protection, Result, SetAttr,
-    XattrFlags,
+    Caller, CreateFlags, Entry, Errno, FileKind, Identified, Layer, Make, Name, Opened, Protection, Result,
+    SetAttr, XattrFlags,
 };
 
 use crate::Overlay;
@@ -213,10 +213,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
 
     /// The node for what was just made in the upper layer.
     fn born_at(&self, place: Place<L, U>, entry: Entry<U::Node>) -> Result<Entry<Node<L, U>>> {
-        let upper = self.changes()?;
         let kind = entry.attr.kind();
         let ino = self.own_ino(entry.attr.ino);
-        let key = Key::Upper(upper.layer.id(&entry.node));
+        let key = Key::Upper(entry.node.id());
         let hides = (kind == FileKind::Directory).then(Hides::none);
         let lowers = SmallVec::new();
         let parts =

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use splicefs_core::{Errno, FileKind, Layer, Name, Result};
+use splicefs_core::{Errno, FileKind, Identified, Layer, Name, Result};
 
 use crate::Overlay;
 use crate::marks::{DOT_WHITEOUT, each_entry, entry_of};
@@ -147,8 +147,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
 
     /// The inode number of what was found: one that lives keeps its number where nothing on disk could tell it.
     fn living_ino(&self, found: &Found<L, U>) -> u64 {
-        let (Some(upper), Some(counterpart)) = (&self.upper, &found.upper) else { return found.ino };
-        let living = self.nodes.known(&Key::Upper(upper.layer.id(counterpart)));
+        let Some(counterpart) = &found.upper else { return found.ino };
+        let living = self.nodes.known(&Key::Upper(counterpart.id()));
         living.map_or(found.ino, |node| node.ino())
     }
 

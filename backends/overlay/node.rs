@@ -1,12 +1,11 @@
 //! Nodes: what a name of the merged tree leads to, and where it is in the layers.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
 use smallvec::SmallVec;
-use splicefs_core::{FileKind, Layer, Name, NodeId, Protection, shrink};
+use splicefs_core::{FileKind, Identified, Layer, Living, Name, NodeId, Protection};
 
 use crate::listing::Listing;
 
@@ -178,6 +177,12 @@ pub(crate) struct Parts<L: Layer, U: Layer> {
     pub(crate) place: Place<L, U>,
 }
 
+impl<L: Layer, U: Layer> Identified for Node<L, U> {
+    fn id(&self) -> NodeId {
+        self.id
+    }
+}
+
 impl<L: Layer, U: Layer> Node<L, U> {
     /// The inode number callers see: the same as long as the node lives, but for one of several names of a lower file that
     /// becomes a file of its own by being copied up.
@@ -243,6 +248,11 @@ impl<L: Layer, U: Layer> Node<L, U> {
         *links
     }
 
+    /// Whether it is found by that key.
+    fn has(&self, key: &Key) -> bool {
+        self.keys.lock().contains(key)
+    }
+
     pub(crate) fn is_dir(&self) -> bool {
         self.dir.is_some()
     }
@@ -280,8 +290,9 @@ impl<L: Layer, U: Layer> Node<L, U> {
 
 impl<L: Layer, U: Layer> Drop for Node<L, U> {
     fn drop(&mut self) {
-        let keys = std::mem::take(self.keys.get_mut());
-        self.nodes.gone(&keys);
+        for key in std::mem::take(self.keys.get_mut()) {
+            self.nodes.living.remove(&key, self);
+        }
         // Each node holds its parent. Dropped one inside the other, the nodes of a deep tree would overflow the stack.
         let mut next = std::mem::replace(self.place.get_mut(), Place::Nowhere);
         while let Place::At(parent, _) = next {
@@ -292,81 +303,58 @@ impl<L: Layer, U: Layer> Drop for Node<L, U> {
 }
 
 /// Every node that lives, by what it is in the layers.
-///
-/// Lock order: a leaf; no node is dropped under it.
 pub(crate) struct Nodes<L: Layer, U: Layer> {
     next: AtomicU64,
-    table: Mutex<HashMap<Key, Weak<Node<L, U>>>>,
+    living: Living<Node<L, U>>,
 }
 
 impl<L: Layer, U: Layer> Nodes<L, U> {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { next: AtomicU64::new(NodeId::ROOT.0), table: Mutex::default() })
+        Arc::new(Self { next: AtomicU64::new(NodeId::ROOT.0), living: Living::default() })
     }
 
     /// The node of that key; a new one if none lives.
     pub(crate) fn intern(self: &Arc<Self>, key: Option<Key>, parts: Parts<L, U>) -> Arc<Node<L, U>> {
-        let mut table = self.table.lock();
-        if let Some(node) = key.as_ref().and_then(|key| table.get(key)).and_then(Weak::upgrade) {
-            drop(table);
-            return node;
+        let make = |key: Option<Key>| {
+            let dir = (parts.kind == FileKind::Directory).then(|| Box::new(DirState::new(parts.hides)));
+            Node {
+                id: NodeId(self.next.fetch_add(1, Ordering::Relaxed)),
+                kind: parts.kind,
+                ino: AtomicU64::new(parts.ino),
+                upper: parts.upper.map_or_else(OnceLock::new, OnceLock::from),
+                lowers: parts.lowers,
+                metacopy: AtomicBool::new(parts.metacopy),
+                alone: AtomicBool::new(false),
+                removed: AtomicU32::new(0),
+                links: Mutex::new(parts.links),
+                place: Mutex::new(parts.place),
+                protection: Mutex::new(None),
+                copying: Mutex::new(()),
+                dir,
+                nodes: self.clone(),
+                keys: Mutex::new(key.into_iter().collect()),
+            }
+        };
+        match key {
+            Some(key) => self.living.intern(&key, |node| node.has(&key), || make(Some(key.clone()))),
+            None => Arc::new(make(None)),
         }
-        let dir = (parts.kind == FileKind::Directory).then(|| Box::new(DirState::new(parts.hides)));
-        let upper = OnceLock::new();
-        if let Some(node) = parts.upper {
-            upper.get_or_init(|| node);
-        }
-        let node = Arc::new(Node {
-            id: NodeId(self.next.fetch_add(1, Ordering::Relaxed)),
-            kind: parts.kind,
-            ino: AtomicU64::new(parts.ino),
-            upper,
-            lowers: parts.lowers,
-            metacopy: AtomicBool::new(parts.metacopy),
-            alone: AtomicBool::new(false),
-            removed: AtomicU32::new(0),
-            links: Mutex::new(parts.links),
-            place: Mutex::new(parts.place),
-            protection: Mutex::new(None),
-            copying: Mutex::new(()),
-            dir,
-            nodes: self.clone(),
-            keys: Mutex::new(key.clone().into_iter().collect()),
-        });
-        if let Some(key) = key {
-            table.insert(key, Arc::downgrade(&node));
-        }
-        node
     }
 
     /// The node of that key, if it lives.
     pub(crate) fn known(&self, key: &Key) -> Option<Arc<Node<L, U>>> {
-        self.table.lock().get(key).and_then(Weak::upgrade)
+        self.living.find(key, |node| node.has(key))
     }
 
     /// The node is found by this key as well. To be called before anyone can come upon what the key stands for.
-    pub(crate) fn add_key(&self, node: &Arc<Node<L, U>>, key: Key) {
+    pub(crate) fn add_key(&self, node: &Arc<Node<L, U>>, key: &Key) {
         node.keys.lock().push(key.clone());
-        self.table.lock().insert(key, Arc::downgrade(node));
+        self.living.insert(key, node);
     }
 
     /// A node is no longer found by this key.
     pub(crate) fn remove_key(&self, node: &Node<L, U>, key: &Key) {
         node.keys.lock().retain(|k| k != key);
-        let mut table = self.table.lock();
-        if table.get(key).is_some_and(|known| std::ptr::eq(known.as_ptr(), node)) {
-            table.remove(key);
-        }
-    }
-
-    /// The last reference to the node of these keys is gone; a new node may have taken them already.
-    fn gone(&self, keys: &[Key]) {
-        let mut table = self.table.lock();
-        for key in keys {
-            if table.get(key).is_some_and(|node| node.strong_count() == 0) {
-                table.remove(key);
-            }
-        }
-        shrink(&mut table);
+        self.living.remove(key, node);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use smallvec::SmallVec;
-use splicefs_core::{Attr, Entry, Errno, Error, FileKind, Layer, Name, Result};
+use splicefs_core::{Attr, Entry, Errno, Error, FileKind, Identified, Layer, Name, Result};
 
 use crate::Overlay;
 use crate::config::Redirect;
@@ -91,7 +91,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         if let (Some(upper), Some(dir)) = (&self.upper, parent.upper())
             && !name.as_bytes().starts_with(DOT_WHITEOUT)
             && let Some(entry) = entry_of(&upper.layer, dir, name)?
-            && let Some(node) = self.nodes.known(&Key::Upper(upper.layer.id(&entry.node)))
+            && let Some(node) = self.nodes.known(&Key::Upper(entry.node.id()))
         {
             return Ok(Some(node));
         }
@@ -138,15 +138,15 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         lowers: &[LowerNode<L>],
         attr: &Attr,
     ) -> Key {
-        if let (Some(node), Some(layer)) = (upper, &self.upper) {
-            return Key::Upper(layer.layer.id(node));
+        if let Some(node) = upper {
+            return Key::Upper(node.id());
         }
         let LowerNode { layer, node, .. } = &lowers[0];
         let linked = attr.kind() != FileKind::Directory && attr.nlink > 1;
         if linked && self.upper.is_some() && self.indexed(&lowers[0], attr).is_none() {
             return Key::named(parent.id, name);
         }
-        Key::lower(*layer, self.lowers[*layer].layer.id(node))
+        Key::lower(*layer, node.id())
     }
 
     /// What the layers have under `name`.

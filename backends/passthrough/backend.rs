@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rustix::fs::{fstatfs, readlinkat};
 use splicefs_core::sys::creds::As;
 use splicefs_core::{
-    Attr, Backend, Caller, Cookie, CreateFlags, DirSink, Entry, Errno, Ioctl, Listener, Make, Name, NodeId,
+    Attr, Backend, Caller, Cookie, CreateFlags, DirSink, Entry, Errno, Ioctl, Listener, Make, Name,
     OpenFlags, Opened, Ownership, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span, StatFs, WriteMode,
     XattrFlags, sys,
 };
@@ -30,10 +30,6 @@ impl Backend for Passthrough {
 
     fn root(&self) -> Arc<Node> {
         self.tree.root()
-    }
-
-    fn id(&self, node: &Node) -> NodeId {
-        node.id()
     }
 
     fn lookup(&self, parent: &Arc<Node>, name: &Name) -> Result<Entry<Node>> {

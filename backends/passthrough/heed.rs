@@ -4,7 +4,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::Statx;
-use splicefs_core::{Change, Listener, Name, NodeId, Result};
+use splicefs_core::{Change, Identified, Listener, Name, NodeId, Result};
 
 use crate::node::{Node, Place};
 use crate::stat;

@@ -1,12 +1,11 @@
 //! Nodes: source files the kernel or an open handle refers to, and where to find each again.
 
-use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::{Mutex, RwLock};
-use splicefs_core::{Name, NodeId, shrink};
+use splicefs_core::{Identified, Living, Name, NodeId};
 
 use crate::descriptors::Descriptors;
 use crate::fsclass::FsClasses;
@@ -51,6 +50,12 @@ pub struct Node {
     nodes: Arc<Nodes>,
 }
 
+impl Identified for Node {
+    fn id(&self) -> NodeId {
+        self.id
+    }
+}
+
 impl Node {
     pub(crate) fn nodes(&self) -> &Nodes {
         &self.nodes
@@ -61,10 +66,6 @@ impl Node {
         let place = std::mem::replace(&mut self.whereabouts.get_mut().place, Place::Lost);
         self.left(&place);
         place
-    }
-
-    pub(crate) fn id(&self) -> NodeId {
-        self.id
     }
 
     pub(crate) fn identity(&self) -> &Identity {
@@ -122,7 +123,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.nodes.descriptors.remove(self.id);
-        self.nodes.gone(&self.identity);
+        self.nodes.living.remove(&self.identity, self);
         if let Some(watches) = &self.nodes.watches {
             watches.gone(self.id);
         }
@@ -135,17 +136,14 @@ impl Drop for Node {
     }
 }
 
-const SHARDS: usize = 16;
-type Shard = Mutex<HashMap<Identity, Weak<Node>>>;
-
 /// Every node that lives, by identity: hard links are one node. Trees that share one may overlap: what both lead to is
 /// one node then, if both lead to it on the same mount.
 ///
-/// Lock order: the rename gate comes first, before a node's whereabouts; a shard is a leaf, and no node is dropped under it.
+/// Lock order: the rename gate comes first, before a node's whereabouts.
 #[derive(Debug)]
 pub(crate) struct Nodes {
     next: AtomicU64,
-    shards: [Shard; SHARDS],
+    living: Living<Node>,
     pub(crate) descriptors: Descriptors,
     pub(crate) classes: FsClasses,
     /// Where changes by others are heard of.
@@ -160,7 +158,7 @@ impl Nodes {
     pub(crate) fn new(watches: Option<Watches>) -> Arc<Self> {
         Arc::new(Self {
             next: AtomicU64::new(NodeId::ROOT.0),
-            shards: std::array::from_fn(|_| Mutex::default()),
+            living: Living::default(),
             descriptors: Descriptors::new(),
             classes: FsClasses::default(),
             watches,
@@ -168,29 +166,20 @@ impl Nodes {
         })
     }
 
-    fn shard(&self, identity: &Identity) -> &Shard {
-        &self.shards[identity.spread() % SHARDS]
-    }
-
     /// The node of that identity, if one lives.
     pub(crate) fn find(&self, identity: &Identity) -> Option<Arc<Node>> {
-        self.shard(identity).lock().get(identity).and_then(Weak::upgrade)
+        self.living.find(identity, |node| node.identity == *identity)
     }
 
     /// The node of that identity; a new one, found at `place`, if none lives.
     pub(crate) fn intern(self: &Arc<Self>, identity: Identity, place: impl FnOnce() -> Place) -> Arc<Node> {
-        let mut shard = self.shard(&identity).lock();
-        if let Some(node) = shard.get(&identity).and_then(Weak::upgrade) {
-            return node;
-        }
-        let node = Arc::new(Node {
+        let make = || Node {
             id: NodeId(self.next.fetch_add(1, Ordering::Relaxed)),
             identity,
             whereabouts: Mutex::new(Whereabouts { place: place(), open: None }),
             nodes: self.clone(),
-        });
-        shard.insert(identity, Arc::downgrade(&node));
-        node
+        };
+        self.living.intern(&identity, |node| node.identity == identity, make)
     }
 
     /// The node of that identity as a root, reached by `fd` for good.
@@ -203,21 +192,6 @@ impl Nodes {
 
     /// The ids of all nodes that live.
     pub(crate) fn all(&self) -> Vec<NodeId> {
-        let mut ids = Vec::new();
-        for shard in &self.shards {
-            // A node that is dropped here takes the lock: none may be the last reference.
-            let nodes: Vec<_> = shard.lock().values().filter_map(Weak::upgrade).collect();
-            ids.extend(nodes.iter().map(|node| node.id));
-        }
-        ids
-    }
-
-    /// The last reference to a node of that identity is gone; a new node may have taken its entry already.
-    fn gone(&self, identity: &Identity) {
-        let mut shard = self.shard(identity).lock();
-        if shard.get(identity).is_some_and(|node| node.strong_count() == 0) {
-            shard.remove(identity);
-            shrink(&mut shard);
-        }
+        self.living.all().iter().map(|node| node.id).collect()
     }
 }

@@ -40,11 +40,6 @@ impl Identity {
         }
     }
 
-    /// A number that spreads identities evenly over tables.
-    pub(crate) fn spread(&self) -> usize {
-        usize::try_from((self.ino ^ u64::from(self.dev)) & 0xffff).unwrap_or(0)
-    }
-
     /// The device number of the file system that holds the file, as [`device`] has it.
     pub(crate) fn dev(&self) -> u64 {
         u64::from(self.dev >> MINOR_BITS) << 32 | u64::from(self.dev & ((1 << MINOR_BITS) - 1))

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Statx, openat, openat2};
-use splicefs_core::{Attr, Entry, Errno, Error, FileKind, Name, Result, sys};
+use splicefs_core::{Attr, Entry, Errno, Error, FileKind, Identified, Name, Result, sys};
 
 use crate::fsclass::FsClass;
 use crate::node::{Node, Nodes, Place};

@@ -12,7 +12,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init, remove_watch};
 use rustix::io::Errno as Os;
-use splicefs_core::{Change, FileKind, Name, NodeId, Result};
+use splicefs_core::{Change, FileKind, Identified, Name, NodeId, Result};
 
 use crate::node::{Node, Place};
 use crate::tree::path_of;

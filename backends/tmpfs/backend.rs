@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use splicefs_core::{
     Attr, Backend, Caller, Cookie, CreateFlags, DirEntry, DirSink, Entry, Errno, FileKind, Ioctl, Make, Name,
-    NodeId, OpenFlags, Opened, Ownership, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span, StatFs,
-    WriteMode, XattrFlags,
+    OpenFlags, Opened, Ownership, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span, StatFs, WriteMode,
+    XattrFlags,
 };
 
 use crate::dir::{DOT, DOT_DOT};
@@ -36,10 +36,6 @@ impl Backend for Tmpfs {
 
     fn root(&self) -> Arc<Node> {
         self.root.clone()
-    }
-
-    fn id(&self, node: &Node) -> NodeId {
-        node.id()
     }
 
     fn lookup(&self, parent: &Arc<Node>, name: &Name) -> Result<Entry<Node>> {

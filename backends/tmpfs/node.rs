@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use splicefs_core::{Attr, Caller, Errno, FileKind, NodeId, Result, Timestamp, ownership};
+use splicefs_core::{Attr, Caller, Errno, FileKind, Identified, NodeId, Result, Timestamp, ownership};
 
 use crate::content::Content;
 use crate::dir::Directory;
@@ -113,15 +113,17 @@ pub struct Node {
     meta: Mutex<Meta>,
 }
 
+impl Identified for Node {
+    fn id(&self) -> NodeId {
+        self.id
+    }
+}
+
 impl Node {
     /// A node, for which an inode and the pages of a link have been taken from the limits; its drop gives them back.
     pub(crate) fn new(id: NodeId, ino: u64, shared: Arc<Shared>, body: Body, meta: Meta) -> Self {
         shared.store.heap.grew(WEIGHT);
         Self { id, ino, shared, body, meta: Mutex::new(meta) }
-    }
-
-    pub(crate) fn id(&self) -> NodeId {
-        self.id
     }
 
     pub(crate) fn ino(&self) -> u64 {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::RwLockWriteGuard;
-use splicefs_core::{Caller, Errno, FileKind, Name, NodeId, RenameFlags, Result};
+use splicefs_core::{Caller, Errno, FileKind, Identified, Name, NodeId, RenameFlags, Result};
 
 use crate::Tmpfs;
 use crate::dir::Directory;

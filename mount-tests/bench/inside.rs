@@ -12,7 +12,7 @@ use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 use splicefs::reply::{Counters, Engine, Outcome, Policy, ZeroSource, max_read_bytes};
-use splicefs_core::{FileExtent, HandleTable, NodeId, NodeTable, ReadPlan, Segment, Via};
+use splicefs_core::{FileExtent, HandleTable, Identified, NodeId, NodeTable, ReadPlan, Segment, Via};
 
 const KIB: usize = 1024;
 /// Nodes that the kernel knows after a walk of moderate size.
@@ -54,11 +54,20 @@ fn plans(criterion: &mut Criterion) {
     group.finish();
 }
 
+struct Node(NodeId);
+
+impl Identified for Node {
+    fn id(&self) -> NodeId {
+        self.0
+    }
+}
+
 fn tables(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("table");
-    let nodes = NodeTable::new(Arc::new(0));
+    let node = |id| Arc::new(Node(NodeId(id)));
+    let nodes = NodeTable::<_, ()>::new(&node(NodeId::ROOT.0));
     for id in 2..NODES {
-        nodes.remember(NodeId(id), || id);
+        nodes.remember(&node(id));
     }
     let mut turn = 2;
     let mut next = move || {
@@ -68,16 +77,16 @@ fn tables(criterion: &mut Criterion) {
     group.bench_function("node, get", |bencher| bencher.iter(|| nodes.get(black_box(next()))));
     group.bench_function("node, looked up again", |bencher| {
         bencher.iter(|| {
-            let id = black_box(next());
-            black_box(nodes.remember(id, || 0));
-            nodes.forget(id, 1);
+            let node = nodes.get(black_box(next())).expect("a node that is known");
+            black_box(nodes.remember(&node));
+            nodes.forget(node.0, 1);
         });
     });
     group.bench_function("node, new and forgotten", |bencher| {
         let mut id = NODES;
         bencher.iter(|| {
             id += 1;
-            black_box(nodes.remember(NodeId(id), || id));
+            black_box(nodes.remember(&node(id)));
             nodes.forget(NodeId(id), 1);
         });
     });

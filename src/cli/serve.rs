@@ -147,6 +147,7 @@ fn serve(order: &Order, reporter: Reporter) -> Result<(), Failure> {
         file: options.log.as_deref(),
     })?;
     daemon::raise_limits();
+    sys::memory::give_large_back();
     preflight::check_machine(options)?;
     let found = order.served.find(options)?;
     let place = found.place(&order.mount_point)?;

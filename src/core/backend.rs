@@ -8,10 +8,11 @@ use std::sync::Arc;
 use crate::attr::{Attr, FileKind, SetAttr, StatFs};
 use crate::changes::Listener;
 use crate::error::{Errno, Result};
-use crate::id::{Cookie, NodeId};
+use crate::id::Cookie;
 use crate::name::Name;
 use crate::plan::{ReadPlan, Span};
 use crate::sys::creds::Caller;
+use crate::table::Identified;
 
 /// A node that a name led to.
 #[derive(Debug)]
@@ -157,7 +158,7 @@ pub type DirSink<'a> = dyn FnMut(DirEntry<'_>) -> ControlFlow<()> + 'a;
 /// asks: ownership of what is created, setuid and setgid bits. Every method may be called from several threads.
 pub trait Backend: Send + Sync + 'static {
     /// A node. The kernel's references to it are counted by the serving code, which holds one `Arc` for them all.
-    type Node: Send + Sync + 'static;
+    type Node: Identified + Send + Sync + 'static;
     /// An open file.
     type File: Send + Sync + 'static;
     /// An open directory stream.
@@ -173,10 +174,8 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether there are files that [`Backend::backing`] names.
     const HAS_BACKING: bool;
 
-    /// The root directory, whose id is [`NodeId::ROOT`].
+    /// The root directory, whose id is [`NodeId::ROOT`](crate::NodeId::ROOT).
     fn root(&self) -> Arc<Self::Node>;
-    /// The id of a node: the same as long as the node lives, and never another's.
-    fn id(&self, node: &Self::Node) -> NodeId;
     /// The node that `name` leads to.
     fn lookup(&self, parent: &Arc<Self::Node>, name: &Name) -> Result<Entry<Self::Node>>;
     /// The attributes, through the open file where there is one.

@@ -5,10 +5,13 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use crate::error::{Errno, Result};
 use crate::id::{HandleId, NodeId};
+use crate::living::shrink_table;
 
 /// Tables are split so that threads seldom meet in one; a power of two.
 const SHARDS: usize = 16;
@@ -18,7 +21,7 @@ fn shard_of(id: u64) -> usize {
 }
 
 /// Gives memory back when a table has become much too large for what it holds. To be called after something was removed.
-pub fn shrink<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
+fn shrink<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
     /// A table of this size is not worth making smaller.
     const SMALL: usize = 64;
     if table.capacity() > SMALL && table.len() < table.capacity() / 8 {
@@ -26,68 +29,120 @@ pub fn shrink<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
     }
 }
 
-struct Remembered<T> {
-    value: Arc<T>,
+/// What the kernel knows by a number.
+pub trait Identified {
+    /// The number: the same as long as this lives, and never another's.
+    fn id(&self) -> NodeId;
+}
+
+struct Known<N, S> {
+    node: Arc<N>,
     lookups: u64,
+    state: Option<Arc<S>>,
 }
 
-/// The nodes the kernel knows, with its count of lookups for each (`nlookup` in fs/fuse/inode.c).
+/// The nodes the kernel knows, with its count of lookups for each (`nlookup` in fs/fuse/inode.c), and with a state of those
+/// that need one.
 ///
-/// Lock order: a shard's lock is a leaf. It spans no system call, no reply, and no drop of a node.
-pub struct NodeTable<T> {
-    root: Arc<T>,
-    shards: [Mutex<HashMap<u64, Remembered<T>>>; SHARDS],
+/// Lock order: a shard's lock is a leaf but for that of the state, when [`NodeTable::tidy`] asks. It spans no system call,
+/// no reply, and no drop of a node.
+pub struct NodeTable<N, S> {
+    shards: [Mutex<HashTable<Known<N, S>>>; SHARDS],
 }
 
-impl<T> NodeTable<T> {
+/// Ids are given out in order, and those of one shard have their lower bits in common.
+fn hash_of(id: NodeId) -> u64 {
+    /// 2^64 divided by the golden ratio (Knuth, The Art of Computer Programming, volume 3, section 6.4).
+    const FIBONACCI: u64 = 0x9e37_79b9_7f4a_7c15;
+    id.0.wrapping_mul(FIBONACCI).rotate_left(u64::BITS / 2)
+}
+
+impl<N: Identified, S> NodeTable<N, S> {
     /// A table that holds the root, which is never forgotten.
-    pub fn new(root: Arc<T>) -> Self {
-        Self { root, shards: std::array::from_fn(|_| Mutex::default()) }
+    pub fn new(root: &Arc<N>) -> Self {
+        let table = Self { shards: std::array::from_fn(|_| Mutex::default()) };
+        table.remember(root);
+        table
+    }
+
+    fn shard(&self, id: NodeId) -> MutexGuard<'_, HashTable<Known<N, S>>> {
+        self.shards[shard_of(id.0)].lock()
+    }
+
+    /// What `look` makes of what is known of `id`.
+    fn known<T>(&self, id: NodeId, look: impl FnOnce(&mut Known<N, S>) -> T) -> Option<T> {
+        self.shard(id).find_mut(hash_of(id), |known| known.node.id() == id).map(look)
     }
 
     /// The node of `id`.
     ///
     /// # Errors
     /// `ESTALE` for an id the kernel has forgotten or was never given.
-    pub fn get(&self, id: NodeId) -> Result<Arc<T>> {
-        if id == NodeId::ROOT {
-            return Ok(self.root.clone());
-        }
-        let shard = self.shards[shard_of(id.0)].lock();
-        shard.get(&id.0).map(|r| r.value.clone()).ok_or_else(|| Errno::ESTALE.into())
+    pub fn get(&self, id: NodeId) -> Result<Arc<N>> {
+        self.known(id, |known| known.node.clone()).ok_or_else(|| Errno::ESTALE.into())
     }
 
-    /// Counts one lookup of `id`, whose value `make` builds when the kernel did not know it.
-    pub fn remember(&self, id: NodeId, make: impl FnOnce() -> T) -> Arc<T> {
-        if id == NodeId::ROOT {
-            return self.root.clone();
+    /// Counts one lookup of the node. Returns whether the kernel did not know it.
+    pub fn remember(&self, node: &Arc<N>) -> bool {
+        let id = node.id();
+        let mut shard = self.shard(id);
+        let entry = shard.entry(hash_of(id), |known| known.node.id() == id, |known| hash_of(known.node.id()));
+        match entry {
+            Entry::Occupied(mut known) => {
+                known.get_mut().lookups += 1;
+                false
+            }
+            Entry::Vacant(place) => {
+                place.insert(Known { node: node.clone(), lookups: 1, state: None });
+                true
+            }
         }
-        let mut shard = self.shards[shard_of(id.0)].lock();
-        let remembered =
-            shard.entry(id.0).or_insert_with(|| Remembered { value: Arc::new(make()), lookups: 0 });
-        remembered.lookups += 1;
-        remembered.value.clone()
     }
 
     /// Takes back `count` lookups of `id`; the node goes with the last one. Returns whether it went.
     pub fn forget(&self, id: NodeId, count: u64) -> bool {
-        // Dropped after the lock: the last reference may close descriptors.
-        let gone = {
-            let mut shard = self.shards[shard_of(id.0)].lock();
-            let left = shard.get_mut(&id.0).map(|remembered| {
-                remembered.lookups = remembered.lookups.saturating_sub(count);
-                remembered.lookups
-            });
-            let gone = if left == Some(0) { shard.remove(&id.0) } else { None };
-            shrink(&mut shard);
-            gone
+        if id == NodeId::ROOT {
+            return false;
+        }
+        let mut shard = self.shard(id);
+        let Ok(mut known) = shard.find_entry(hash_of(id), |known| known.node.id() == id) else {
+            return false;
         };
-        gone.is_some()
+        let left = known.get().lookups.saturating_sub(count);
+        if left > 0 {
+            known.get_mut().lookups = left;
+            return false;
+        }
+        let (gone, _) = known.remove();
+        shrink_table(&mut shard, |known| hash_of(known.node.id()));
+        drop(shard);
+        // After the lock: the last reference may close descriptors.
+        drop(gone);
+        true
+    }
+
+    /// The state of the node, from now on. Of one that is forgotten meanwhile it goes with who asked.
+    pub fn state(&self, node: &N) -> Arc<S>
+    where
+        S: Default,
+    {
+        self.known(node.id(), |known| known.state.get_or_insert_default().clone()).unwrap_or_default()
+    }
+
+    /// The state of the node, if it has one.
+    pub fn state_if_any(&self, node: &N) -> Option<Arc<S>> {
+        self.known(node.id(), |known| known.state.clone())?
+    }
+
+    /// Gives the state of the node up, if nobody uses it and `idle` finds nothing that is left to be known.
+    pub fn tidy(&self, node: &N, idle: impl FnOnce(&S) -> bool) {
+        let idle = |state: &mut Arc<S>| Arc::strong_count(state) == 1 && idle(state);
+        self.known(node.id(), |known| known.state.take_if(idle));
     }
 
     /// Number of nodes the kernel knows, the root aside.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum()
+        self.shards.iter().map(|shard| shard.lock().len()).sum::<usize>() - 1
     }
 
     /// Whether the kernel knows the root alone.
@@ -152,42 +207,74 @@ impl<T> HandleTable<T> {
 mod tests {
     use super::*;
 
+    struct Node(NodeId);
+
+    impl Identified for Node {
+        fn id(&self) -> NodeId {
+            self.0
+        }
+    }
+
+    fn table() -> NodeTable<Node, AtomicU64> {
+        NodeTable::new(&Arc::new(Node(NodeId::ROOT)))
+    }
+
     #[test]
     fn a_node_goes_with_its_last_lookup() {
-        let table = NodeTable::new(Arc::new(0));
-        for _ in 0..3 {
-            table.remember(NodeId(7), || 7);
-        }
-        table.forget(NodeId(7), 2);
-        assert_eq!(*table.get(NodeId(7)).unwrap(), 7);
-        table.forget(NodeId(7), 1);
-        assert_eq!(table.get(NodeId(7)).unwrap_err().errno(), Errno::ESTALE);
-        assert!(table.is_empty());
+        let table = table();
+        let node = Arc::new(Node(NodeId(7)));
+        assert!(table.remember(&node) && !table.remember(&node) && !table.remember(&node));
+        assert!(!table.forget(NodeId(7), 2));
+        assert!(Arc::ptr_eq(&table.get(NodeId(7)).unwrap(), &node));
+        assert!(table.forget(NodeId(7), 1));
+        assert_eq!(table.get(NodeId(7)).err().map(|e| e.errno()), Some(Errno::ESTALE));
+        assert!(table.is_empty() && Arc::strong_count(&node) == 1);
     }
 
     #[test]
     fn a_table_that_has_been_large_does_not_stay_so() {
-        let table = NodeTable::new(Arc::new(0));
+        let table = table();
         for id in 2..100_000 {
-            table.remember(NodeId(id), || 7);
+            table.remember(&Arc::new(Node(NodeId(id))));
         }
-        let room =
-            |table: &NodeTable<i32>| -> usize { table.shards.iter().map(|s| s.lock().capacity()).sum() };
-        assert!(room(&table) > 90_000);
+        let room = || -> usize { table.shards.iter().map(|s| s.lock().capacity()).sum() };
+        assert!(room() > 90_000 && table.len() == 99_998);
         for id in 2..100_000 {
+            assert!(table.get(NodeId(id)).is_ok_and(|node| node.0 == NodeId(id)));
             table.forget(NodeId(id), 1);
         }
-        assert!(room(&table) < 4000, "room for {}", room(&table));
+        assert!(room() < 4000, "room for {}", room());
     }
 
     #[test]
     fn more_forgets_than_lookups_and_unknown_ids_do_no_harm() {
-        let table = NodeTable::new(Arc::new(0));
-        table.remember(NodeId(7), || 7);
+        let table = table();
+        table.remember(&Arc::new(Node(NodeId(7))));
         table.forget(NodeId(7), u64::MAX);
         table.forget(NodeId(7), 1);
         table.forget(NodeId::ROOT, u64::MAX);
-        assert_eq!(*table.get(NodeId::ROOT).unwrap(), 0);
+        assert!(table.get(NodeId::ROOT).is_ok());
+    }
+
+    #[test]
+    fn a_state_stays_as_long_as_it_is_used_or_says_something() {
+        let table = table();
+        let node = Arc::new(Node(NodeId(7)));
+        table.remember(&node);
+        assert!(table.state_if_any(&node).is_none());
+        let idle = |state: &AtomicU64| state.load(Ordering::Relaxed) == 0;
+        let state = table.state(&node);
+        table.tidy(&node, idle);
+        assert!(Arc::ptr_eq(&state, &table.state(&node)), "it is used");
+        state.store(1, Ordering::Relaxed);
+        drop(state);
+        table.tidy(&node, idle);
+        table.state_if_any(&node).expect("it says something").store(0, Ordering::Relaxed);
+        table.tidy(&node, idle);
+        assert!(table.state_if_any(&node).is_none());
+        table.forget(NodeId(7), 1);
+        table.state(&node).store(1, Ordering::Relaxed);
+        assert!(table.state_if_any(&node).is_none(), "it is not known");
     }
 
     #[test]

@@ -1,19 +1,20 @@
 //! Open directories.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use splicefs_core::{Backend, Cookie, DirEntry, Entry, HandleId, Ioctl, Name, NodeId, Result};
 
-use super::{Found, VNode, Vfs};
+use super::{Found, Vfs};
 
 impl<B: Backend> Vfs<B> {
     /// Opens a directory stream.
     ///
     /// The second value says whether the kernel may keep its entries.
     pub fn opendir(&self, id: NodeId) -> Result<(HandleId, bool)> {
-        let vnode = self.node(id)?;
-        let dir = self.backend.opendir(&vnode.node)?;
-        let kept = self.kept(&vnode).contents && self.backend.keeps_entries(&dir);
+        let node = self.node(id)?;
+        let dir = self.backend.opendir(&node)?;
+        let kept = self.kept(&node).contents && self.backend.keeps_entries(&dir);
         Ok((self.dirs.insert(dir), kept))
     }
 
@@ -53,10 +54,10 @@ impl<B: Backend> Vfs<B> {
     }
 
     /// An entry's node, unless it is `.` or `..` or gone meanwhile; then the kernel is told its name alone.
-    fn look_up_entry(&self, parent: &VNode<B>, name: &[u8]) -> Option<Entry<B::Node>> {
+    fn look_up_entry(&self, parent: &Arc<B::Node>, name: &[u8]) -> Option<Entry<B::Node>> {
         // `.` and `..` are no names.
         let name = Name::new(name).ok()?;
-        let looked_up = self.backend.lookup(&parent.node, &name);
+        let looked_up = self.backend.lookup(parent, &name);
         looked_up.inspect_err(|e| log::debug!("an entry that cannot be looked up: {e}")).ok()
     }
 

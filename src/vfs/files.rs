@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering;
 
 use splicefs_core::sys::{creds, ioctl};
 use splicefs_core::{
-    Backend, Caller, CreateFlags, Errno, Error, HandleId, Ioctl, Name, NodeId, OpenFlags, Opened, Result,
-    SeekTo, Span, WriteMode,
+    Backend, Caller, CreateFlags, Errno, Error, HandleId, Identified, Ioctl, Name, NodeId, OpenFlags, Opened,
+    Result, SeekTo, Span, WriteMode,
 };
 
 use super::iomode::Bypass;
 use super::unopened::NO_HANDLE;
-use super::{FileRef, Found, Handle, OpenFile, Use, VNode, Vfs, Way};
+use super::{FileRef, Found, Handle, OpenFile, Use, Used, Vfs, Way};
 use crate::reply::{Engine, Outcome};
 
 /// In the flags of an open, by which the kernel opens a program to run it (`__FMODE_EXEC` in include/linux/fs.h).
@@ -35,29 +35,29 @@ impl<B: Backend> Vfs<B> {
     /// An open file for the kernel, which keeps its pages if the file `takes_pages` back.
     fn handle(
         &self,
-        vnode: Arc<VNode<B>>,
+        node: Arc<B::Node>,
         (opened, takes_pages): (Opened<B::File>, bool),
         flags: OpenFlags,
     ) -> Handle {
         if self.caching.unopened {
-            return self.keep_unopened(vnode, opened, flags);
+            return self.keep_unopened(node, opened, flags);
         }
         let Opened { file, direct_io, stream, changed } = opened;
         let writes = flags.writes();
-        let used = vnode.used();
+        let used = self.nodes.state(&node);
         let way = if direct_io || !takes_pages { Way::Direct } else { self.enter(&used, &file, writes) };
         // A mapping that outlives its descriptor changes the file past the page cache.
-        let keep = self.keeps_data(&vnode) && vnode.bypass() == Bypass::Never;
+        let keep = self.keeps_data(&node) && self.bypass(&node) == Bypass::Never;
         // A file that the kernel writes by itself has attributes that it must ask for.
         if changed || (writes && matches!(way, Way::Backed(_))) {
-            self.attributes_changed(self.backend.id(&vnode.node));
+            self.attributes_changed(node.id());
         }
         let closes_silently = !writes || !self.backend.tells_at_close(&file);
         let runs = flags.has(FMODE_EXEC);
         if runs {
             used.running.fetch_add(1, Ordering::Relaxed);
         }
-        let open = OpenFile { vnode, used, file, made_for_caller: direct_io, way, writes, runs };
+        let open = OpenFile { node, used, file, made_for_caller: direct_io, way, writes, runs };
         let id = self.files.insert(open);
         Handle { id, way, keep, direct: self.caching.direct, stream, closes_silently }
     }
@@ -78,23 +78,23 @@ impl<B: Backend> Vfs<B> {
         if self.caching.unopened {
             return Err(Errno::ENOSYS.into());
         }
-        let vnode = self.node(id)?;
+        let node = self.node(id)?;
         if !flags.has(libc::O_TRUNC) {
-            let opened = self.open_backend(caller, &vnode.node, flags)?;
-            return Ok(reply(&self.handle(vnode, opened, flags)));
+            let opened = self.open_backend(caller, &node, flags)?;
+            return Ok(reply(&self.handle(node, opened, flags)));
         }
-        let used = vnode.used();
+        let used = self.nodes.state(&node);
         if !flags.writes() && used.running.load(Ordering::Relaxed) > 0 {
             // The kernel says so, too, but only after we would have truncated the file (`handle_truncate` in fs/namei.c).
             return Err(Errno::ETXTBSY.into());
         }
         let length = used.length.change();
-        let before = self.backend.getattr(&vnode.node, None)?;
-        let opened = self.open_backend(caller, &vnode.node, flags)?;
+        let before = self.backend.getattr(&node, None)?;
+        let opened = self.open_backend(caller, &node, flags)?;
         if !caller.fsetid && creds::has_special_bits(before.mode) {
             self.attributes_changed(id);
         }
-        let handle = self.handle(vnode, opened, flags);
+        let handle = self.handle(node, opened, flags);
         let replied = reply(&handle);
         // Past the page cache nothing is filled up with zeros; and the sizes of such files often mean nothing.
         if before.size > 0 && handle.way != Way::Direct {
@@ -114,9 +114,9 @@ impl<B: Backend> Vfs<B> {
     ) -> Result<(Found, Handle)> {
         let parent = self.node(parent)?;
         let names = self.kept(&parent);
-        let (entry, opened) = self.backend.create(caller, &parent.node, name, mode, self.creating(flags))?;
-        let (found, vnode) = self.remember(entry, names);
-        Ok((found, self.handle(vnode, (opened, true), flags.open)))
+        let (entry, opened) = self.backend.create(caller, &parent, name, mode, self.creating(flags))?;
+        let (found, node) = self.remember(entry, names);
+        Ok((found, self.handle(node, (opened, true), flags.open)))
     }
 
     /// Creates and opens a file without a name.
@@ -128,9 +128,9 @@ impl<B: Backend> Vfs<B> {
         flags: CreateFlags,
     ) -> Result<(Found, Handle)> {
         let parent = self.node(parent)?;
-        let (entry, opened) = self.backend.tmpfile(caller, &parent.node, mode, self.creating(flags))?;
-        let (found, vnode) = self.remember(entry, self.kept(&parent));
-        Ok((found, self.handle(vnode, (opened, true), flags.open)))
+        let (entry, opened) = self.backend.tmpfile(caller, &parent, mode, self.creating(flags))?;
+        let (found, node) = self.remember(entry, self.kept(&parent));
+        Ok((found, self.handle(node, (opened, true), flags.open)))
     }
 
     /// Answers a read on `device`.
@@ -148,7 +148,7 @@ impl<B: Backend> Vfs<B> {
     ) -> Result<Outcome> {
         let open = self.opened(file, Use::Read)?;
         let end = span.offset.saturating_add(span.len as u64);
-        let crosses_end = || Ok(end > self.backend.getattr(&open.vnode.node, Some(&open.file))?.size);
+        let crosses_end = || Ok(end > self.backend.getattr(&open.node, Some(&open.file))?.size);
         let _length = open.used.length.keep(caller.pid, crosses_end)?;
         let _as_caller = open.made_for_caller.then(|| caller.act(creds::As::Caller, true)).transpose()?;
         let mut outcome = None;
@@ -175,7 +175,7 @@ impl<B: Backend> Vfs<B> {
         let clears = !caller.fsetid && creds::has_special_bits(self.backend.mode(&open.file)?);
         let result = how(&Caller { fsetid: !clears, ..*caller });
         if clears {
-            self.attributes_changed(self.backend.id(&open.vnode.node));
+            self.attributes_changed(open.node.id());
         }
         result
     }
@@ -234,9 +234,9 @@ impl<B: Backend> Vfs<B> {
         if open.runs {
             open.used.running.fetch_sub(1, Ordering::Relaxed);
         }
-        let vnode = open.vnode.clone();
+        let node = open.node.clone();
         drop(open);
-        vnode.tidy();
+        self.nodes.tidy(&node, Used::is_idle);
         Ok(())
     }
 
@@ -278,7 +278,7 @@ impl<B: Backend> Vfs<B> {
         });
         if copied.is_err() {
             // A copy that fails has begun, and set times; the kernel looks at them again after one that succeeds.
-            self.attributes_changed(self.backend.id(&target.vnode.node));
+            self.attributes_changed(target.node.id());
         }
         copied
     }

@@ -21,9 +21,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use splicefs_core::{
-    Attr, Backend, Entry, HandleId, HandleTable, HeapUse, Listener, Name, NodeId, NodeTable, Result,
+    Attr, Backend, Entry, HandleId, HandleTable, HeapUse, Identified, Listener, Name, NodeId, NodeTable,
+    Result,
 };
 
 pub use caching::{Cache, Caching, FOR_EVER, Kept, Shown};
@@ -91,15 +91,6 @@ pub trait Kernel: Send + Sync + 'static {
     fn close_backing(&self, id: BackingId) -> Result<()>;
 }
 
-/// A node the kernel knows.
-pub(crate) struct VNode<B: Backend> {
-    pub(crate) node: Arc<B::Node>,
-    /// Of most nodes the kernel only wants to know that they are there.
-    ///
-    /// Lock order: before that of the io mode, after none.
-    used: Mutex<Option<Arc<Used>>>,
-}
-
 /// What is kept of a node whose contents are used.
 pub(crate) struct Used {
     pub(crate) length: Length,
@@ -112,31 +103,10 @@ pub(crate) struct Used {
 }
 
 /// About what a node that the kernel knows takes, in bytes, its backend's part included.
-const NODE_BYTES: usize = 300;
+const NODE_BYTES: usize = 200;
 
 /// No number of [`Backend::hears`].
 const UNHEARD: u64 = u64::MAX;
-
-impl<B: Backend> VNode<B> {
-    fn new(node: Arc<B::Node>) -> Self {
-        Self { node, used: Mutex::new(None) }
-    }
-
-    /// The state of its contents, from now on.
-    fn used(&self) -> Arc<Used> {
-        self.used.lock().get_or_insert_default().clone()
-    }
-
-    /// Gives the state of its contents up, if nobody uses them and nothing is left to be known.
-    fn tidy(&self) {
-        self.used.lock().take_if(|used| Arc::strong_count(used) == 1 && used.is_idle());
-    }
-
-    /// Whether the kernel changes the node by itself.
-    fn bypass(&self) -> Bypass {
-        self.used.lock().as_ref().map_or(Bypass::Never, |used| used.io_mode.bypass())
-    }
-}
 
 impl Default for Used {
     fn default() -> Self {
@@ -163,7 +133,7 @@ impl Used {
 
 /// An open file.
 pub(crate) struct OpenFile<B: Backend> {
-    pub(crate) vnode: Arc<VNode<B>>,
+    pub(crate) node: Arc<B::Node>,
     pub(crate) used: Arc<Used>,
     pub(crate) file: B::File,
     /// What the file holds depends on who asks (procfs), so it is read and written as the caller.
@@ -177,7 +147,8 @@ pub(crate) struct OpenFile<B: Backend> {
 /// A mounted file system.
 pub struct Vfs<B: Backend> {
     pub(crate) backend: B,
-    nodes: NodeTable<VNode<B>>,
+    /// Of most nodes the kernel only wants to know that they are there; they have no state.
+    nodes: NodeTable<B::Node, Used>,
     heap: HeapUse,
     files: HandleTable<OpenFile<B>>,
     unopened: Unopened<B>,
@@ -243,9 +214,8 @@ impl<B: Backend> Vfs<B> {
         stats: Stats,
         kernel: Arc<dyn Kernel>,
     ) -> io::Result<Self> {
-        let root = VNode::new(backend.root());
         Ok(Self {
-            nodes: NodeTable::new(Arc::new(root)),
+            nodes: NodeTable::new(&backend.root()),
             heap: HeapUse::default(),
             files: HandleTable::default(),
             unopened: Unopened::new(),
@@ -276,19 +246,19 @@ impl<B: Backend> Vfs<B> {
         !self.access.owner_and_root_only || uid == 0 || uid == self.access.owner
     }
 
-    fn node(&self, id: NodeId) -> Result<Arc<VNode<B>>> {
+    fn node(&self, id: NodeId) -> Result<Arc<B::Node>> {
         self.nodes.get(id)
     }
 
     /// What the kernel may keep of the node, or of a directory's names, as things are.
-    fn kept(&self, vnode: &VNode<B>) -> Kept {
-        self.caching.kept(!self.caching.listens() || self.heard(vnode) != UNHEARD)
+    fn kept(&self, node: &Arc<B::Node>) -> Kept {
+        self.caching.kept(!self.caching.listens() || self.heard(node) != UNHEARD)
     }
 
     /// The number of [`Backend::hears`], or [`UNHEARD`].
-    fn heard(&self, vnode: &VNode<B>) -> u64 {
+    fn heard(&self, node: &Arc<B::Node>) -> u64 {
         let deaf = self.deaf.load(Ordering::SeqCst);
-        if deaf { UNHEARD } else { self.backend.hears(&vnode.node).unwrap_or(UNHEARD) }
+        if deaf { UNHEARD } else { self.backend.hears(node).unwrap_or(UNHEARD) }
     }
 
     /// What hears of changes by others, if they are to be heard of.
@@ -303,29 +273,33 @@ impl<B: Backend> Vfs<B> {
 
     /// Whether what the page cache holds of the node may stay there when it is opened: nothing was missed since it was opened
     /// last.
-    fn keeps_data(&self, vnode: &VNode<B>) -> bool {
+    fn keeps_data(&self, node: &Arc<B::Node>) -> bool {
         if !self.caching.listens() {
             return self.caching.kept(true).contents;
         }
-        let heard = self.heard(vnode);
-        vnode.used().heard.swap(heard, Ordering::Relaxed) == heard
+        let heard = self.heard(node);
+        self.nodes.state(node).heard.swap(heard, Ordering::Relaxed) == heard
             && self.caching.kept(heard != UNHEARD).contents
     }
 
+    /// Whether the kernel changes the node by itself.
+    fn bypass(&self, node: &B::Node) -> Bypass {
+        self.nodes.state_if_any(node).map_or(Bypass::Never, |used| used.io_mode.bypass())
+    }
+
     /// What the kernel is told of a node's attributes, which `before` they were looked at it might keep as that says.
-    fn show(&self, vnode: &VNode<B>, attr: Attr, before: Kept) -> Shown {
-        let bypass = vnode.bypass();
-        Shown { attr, lifetime: before.attr_of(bypass).min(self.kept(vnode).attr_of(bypass)) }
+    fn show(&self, node: &Arc<B::Node>, attr: Attr, before: Kept) -> Shown {
+        let bypass = self.bypass(node);
+        Shown { attr, lifetime: before.attr_of(bypass).min(self.kept(node).attr_of(bypass)) }
     }
 
     /// Counts a lookup of the entry's node. Names of its directory may be kept as `names` says.
-    fn remember(&self, entry: Entry<B::Node>, names: Kept) -> (Found, Arc<VNode<B>>) {
-        let id = self.backend.id(&entry.node);
-        let vnode = self.nodes.remember(id, || {
+    fn remember(&self, entry: Entry<B::Node>, names: Kept) -> (Found, Arc<B::Node>) {
+        let Entry { node, attr } = entry;
+        if self.nodes.remember(&node) {
             self.heap.grew(NODE_BYTES);
-            VNode::new(entry.node)
-        });
-        let shown = self.show(&vnode, entry.attr, self.caching.kept(true));
-        (Found { id, shown, lifetime: names.entry }, vnode)
+        }
+        let shown = self.show(&node, attr, self.caching.kept(true));
+        (Found { id: node.id(), shown, lifetime: names.entry }, node)
     }
 }

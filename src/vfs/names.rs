@@ -15,7 +15,7 @@ impl<B: Backend> Vfs<B> {
     pub fn lookup(&self, parent: NodeId, name: &Name) -> Result<LookedUp> {
         let parent = self.node(parent)?;
         let names = self.kept(&parent);
-        match self.backend.lookup(&parent.node, name) {
+        match self.backend.lookup(&parent, name) {
             Err(e) if e.errno() == Errno::ENOENT && !names.negative.is_zero() => {
                 Ok(LookedUp::Missing(names.negative))
             }
@@ -36,10 +36,10 @@ impl<B: Backend> Vfs<B> {
     pub fn getattr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Shown> {
         // A handle that is gone is no reason to fail: the node answers.
         let open = self.opened_if_any(handle).ok().flatten();
-        let vnode = open.as_ref().map_or_else(|| self.node(id), |open| Ok(open.vnode.clone()))?;
-        let before = self.kept(&vnode);
-        let attr = self.backend.getattr(&vnode.node, open.as_ref().map(|open| &open.file))?;
-        Ok(self.show(&vnode, attr, before))
+        let node = open.as_ref().map_or_else(|| self.node(id), |open| Ok(open.node.clone()))?;
+        let before = self.kept(&node);
+        let attr = self.backend.getattr(&node, open.as_ref().map(|open| &open.file))?;
+        Ok(self.show(&node, attr, before))
     }
 
     /// Changes attributes, and calls `reply` with them. A change of size waits for the reads that are on their way, and
@@ -53,23 +53,23 @@ impl<B: Backend> Vfs<B> {
         reply: impl FnOnce(&Shown),
     ) -> Result<()> {
         let open = self.opened_if_any(handle)?;
-        let vnode = self.node(id)?;
+        let node = self.node(id)?;
         let file = open.as_ref().map(|open| &open.file);
-        let kept = self.kept(&vnode);
+        let kept = self.kept(&node);
         let Some(_) = change.size else {
-            reply(&self.show(&vnode, self.change_attributes(caller, &vnode, file, change)?, kept));
+            reply(&self.show(&node, self.change_attributes(caller, &node, file, change)?, kept));
             return Ok(());
         };
-        let used = vnode.used();
+        let used = self.nodes.state(&node);
         let length = used.length.change();
-        let before = self.backend.getattr(&vnode.node, file)?.size;
+        let before = self.backend.getattr(&node, file)?.size;
         let mut change = *change;
         if self.caching.unopened && file.is_none() && change.size == Some(0) && before == 0 {
             // open(2) with O_TRUNC sets the time of an empty file, too, which is all that is left to tell it from truncate(2).
             change.mtime = change.mtime.or(Some(SetTime::Now));
         }
-        let attr = self.change_attributes(caller, &vnode, file, &change)?;
-        reply(&self.show(&vnode, attr, kept));
+        let attr = self.change_attributes(caller, &node, file, &change)?;
+        reply(&self.show(&node, attr, kept));
         if attr.size < before {
             length.told_shorter(caller.pid);
         }
@@ -78,31 +78,31 @@ impl<B: Backend> Vfs<B> {
 
     /// The target of a symbolic link.
     pub fn readlink(&self, caller: &Caller, id: NodeId) -> Result<Vec<u8>> {
-        self.backend.readlink(caller, &self.node(id)?.node)
+        self.backend.readlink(caller, &self.node(id)?)
     }
 
     /// Creates a node.
     pub fn make(&self, caller: &Caller, parent: NodeId, name: &Name, what: Make<'_>) -> Result<Found> {
         let parent = self.node(parent)?;
         let names = self.kept(&parent);
-        Ok(self.remember(self.backend.make(caller, &parent.node, name, what)?, names).0)
+        Ok(self.remember(self.backend.make(caller, &parent, name, what)?, names).0)
     }
 
     /// Gives a node one more name.
     pub fn link(&self, id: NodeId, parent: NodeId, name: &Name) -> Result<Found> {
         let (node, parent) = (self.node(id)?, self.node(parent)?);
         let names = self.kept(&parent);
-        Ok(self.remember(self.backend.link(&node.node, &parent.node, name)?, names).0)
+        Ok(self.remember(self.backend.link(&node, &parent, name)?, names).0)
     }
 
     /// Removes a name of anything but a directory.
     pub fn unlink(&self, parent: NodeId, name: &Name) -> Result<()> {
-        self.backend.unlink(&self.node(parent)?.node, name)
+        self.backend.unlink(&self.node(parent)?, name)
     }
 
     /// Removes an empty directory.
     pub fn rmdir(&self, parent: NodeId, name: &Name) -> Result<()> {
-        self.backend.rmdir(&self.node(parent)?.node, name)
+        self.backend.rmdir(&self.node(parent)?, name)
     }
 
     /// Renames.
@@ -114,7 +114,7 @@ impl<B: Backend> Vfs<B> {
         flags: RenameFlags,
     ) -> Result<()> {
         let (from_dir, to_dir) = (self.node(from.0)?, self.node(to.0)?);
-        self.backend.rename(caller, (&from_dir.node, from.1), (&to_dir.node, to.1), flags)?;
+        self.backend.rename(caller, (&from_dir, from.1), (&to_dir, to.1), flags)?;
         // The kernel trusts a name where it has moved as long as it did where it was.
         for ((id, name), dir) in [(from, from_dir), (to, to_dir)] {
             if self.caching.listens() && self.heard(&dir) == UNHEARD {
@@ -126,6 +126,6 @@ impl<B: Backend> Vfs<B> {
 
     /// Size and room of the file system that holds the node.
     pub fn statfs(&self, id: NodeId) -> Result<StatFs> {
-        self.backend.statfs(&self.node(id)?.node)
+        self.backend.statfs(&self.node(id)?)
     }
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use lru::LruCache;
 use parking_lot::Mutex;
-use splicefs_core::{Backend, Caller, Errno, HandleId, NodeId, OpenFlags, Opened, Result, sys};
+use splicefs_core::{Backend, Caller, Errno, HandleId, Identified, NodeId, OpenFlags, Opened, Result, sys};
 
-use super::{Handle, OpenFile, VNode, Vfs, Way};
+use super::{Handle, OpenFile, Used, Vfs, Way};
 
 /// The part of the descriptor limit that these files may hold; as many are the backends'.
 const SHARE: u64 = 4;
@@ -93,9 +93,8 @@ impl<B: Backend> Unopened<B> {
 
 impl<B: Backend> OpenFile<B> {
     /// A file that the kernel did not ask us to open.
-    fn unasked(vnode: Arc<VNode<B>>, file: B::File, writes: bool) -> Self {
-        let used = vnode.used();
-        Self { vnode, used, file, made_for_caller: false, way: Way::Direct, writes, runs: false }
+    fn unasked(node: Arc<B::Node>, used: Arc<Used>, file: B::File, writes: bool) -> Self {
+        Self { node, used, file, made_for_caller: false, way: Way::Direct, writes, runs: false }
     }
 }
 
@@ -124,14 +123,15 @@ impl<B: Backend> Vfs<B> {
     /// (`fuse_file_put` in fs/fuse/file.c).
     pub(super) fn keep_unopened(
         &self,
-        vnode: Arc<VNode<B>>,
+        node: Arc<B::Node>,
         opened: Opened<B::File>,
         flags: OpenFlags,
     ) -> Handle {
         let writes = flags.writes();
         let what = if writes { Use::Write } else { Use::Read };
-        let key = (self.backend.id(&vnode.node), (what, flags.has(libc::O_DIRECT)));
-        let open = OpenFile::unasked(vnode, opened.file, writes);
+        let key = (node.id(), (what, flags.has(libc::O_DIRECT)));
+        let used = self.nodes.state(&node);
+        let open = OpenFile::unasked(node, used, opened.file, writes);
         let _closed_after_the_lock = self.unopened.0.lock().push(key, Arc::new(open));
         Handle {
             id: NO_HANDLE,
@@ -150,9 +150,9 @@ impl<B: Backend> Vfs<B> {
 
     /// Opens a node for requests that name no open file; and says whether it may serve others later.
     fn open_unasked(&self, id: NodeId, (what, direct): Kind) -> Result<(OpenFile<B>, bool)> {
-        let vnode = self.node(id)?;
+        let node = self.node(id)?;
         // The caller was checked when it opened the file, which was the kernel's to do.
-        let open = |flags: OpenFlags| self.backend.open(&Caller::DAEMON, &vnode.node, flags);
+        let open = |flags: OpenFlags| self.backend.open(&Caller::DAEMON, &node, flags);
         let wanted = OpenFlags(what.flags().0 | if direct { libc::O_DIRECT } else { 0 });
         let mut opened = open(wanted);
         if opened.as_ref().is_err_and(|e| matches!(e.errno(), Errno::EMFILE | Errno::ENFILE)) {
@@ -181,6 +181,7 @@ impl<B: Backend> Vfs<B> {
             self.attributes_changed(id);
         }
         let writes = what == Use::Write;
-        Ok((OpenFile::unasked(vnode, file, writes), lasts))
+        let used = self.nodes.state(&node);
+        Ok((OpenFile::unasked(node, used, file, writes), lasts))
     }
 }

@@ -24,7 +24,7 @@ use splicefs_core::{
     Attr, Backend, Caller, CreateFlags, Errno, OpenFlags, Opened, Result, SetAttr, SetTime, Timestamp,
 };
 
-use super::{OpenFile, VNode, Vfs};
+use super::{OpenFile, Vfs};
 
 /// The time of modification that the kernel was told, or has told since.
 ///
@@ -89,11 +89,11 @@ impl<B: Backend> Vfs<B> {
     pub(super) fn change_attributes(
         &self,
         caller: &Caller,
-        vnode: &VNode<B>,
+        node: &Arc<B::Node>,
         file: Option<&B::File>,
         change: &SetAttr,
     ) -> Result<Attr> {
-        let set = |change: &SetAttr| self.backend.setattr(caller, &vnode.node, file, change);
+        let set = |change: &SetAttr| self.backend.setattr(caller, node, file, change);
         if !self.caching.writeback {
             return set(change);
         }
@@ -101,17 +101,17 @@ impl<B: Backend> Vfs<B> {
             && *change == (SetAttr { mtime: change.mtime, ..SetAttr::default() })
         {
             // The kernel tells its times of a file whose name goes, too, which must not be copied up for that.
-            let attr = self.backend.getattr(&vnode.node, file)?;
+            let attr = self.backend.getattr(node, file)?;
             if attr.mtime == time {
                 return Ok(attr);
             }
         }
-        let used = vnode.used();
+        let used = self.nodes.state(node);
         let mut told = used.modified.0.lock();
         match (set(change), without_rights(change)) {
             (Err(e), Some(rest)) if e.errno() == Errno::EPERM => {
                 log::debug!("the source keeps its own time of modification: {e}");
-                if rest == SetAttr::default() { self.backend.getattr(&vnode.node, file) } else { set(&rest) }
+                if rest == SetAttr::default() { self.backend.getattr(node, file) } else { set(&rest) }
             }
             (result, _) => {
                 let attr = result?;
@@ -130,7 +130,7 @@ impl<B: Backend> Vfs<B> {
         if !self.caching.writeback || !creds::in_initial_user_namespace()? {
             return write();
         }
-        let (node, file) = (&open.vnode.node, Some(&open.file));
+        let (node, file) = (&open.node, Some(&open.file));
         let known = *open.used.modified.0.lock();
         if known.is_none() {
             let before = self.backend.getattr(node, file)?.mtime;

@@ -157,7 +157,7 @@ impl<B: Backend> Vfs<B> {
             Some(value) if value.len() > limit => Err(Errno::ERANGE.into()),
             Some(value) => Ok(value),
             None => {
-                let value = self.backend.getxattr(&self.node(id)?.node, name, limit);
+                let value = self.backend.getxattr(&self.node(id)?, name, limit);
                 value.map_err(|e| if self.access.acls { no_acl(name, e) } else { e })
             }
         }
@@ -165,7 +165,7 @@ impl<B: Backend> Vfs<B> {
 
     /// The names of the attributes. Those of the trusted class exist for root alone (xattr(7)).
     pub fn listxattr(&self, caller: &Caller, id: NodeId, limit: usize) -> Result<Vec<u8>> {
-        let mut names = self.backend.listxattr(&self.node(id)?.node, XATTR_LIST_MAX)?;
+        let mut names = self.backend.listxattr(&self.node(id)?, XATTR_LIST_MAX)?;
         if caller.uid != 0 {
             let each = names.split_inclusive(|byte| *byte == 0);
             names = each.filter(|name| !name.starts_with(b"trusted.")).flatten().copied().collect();
@@ -189,11 +189,11 @@ impl<B: Backend> Vfs<B> {
             let options = std::str::from_utf8(value).map_err(|_| Errno::EINVAL)?;
             return self.backend.reconfigure(options);
         }
-        self.backend.setxattr(caller, &self.node(id)?.node, name, value, flags)
+        self.backend.setxattr(caller, &self.node(id)?, name, value, flags)
     }
 
     /// Removes an attribute.
     pub fn removexattr(&self, id: NodeId, name: &CStr) -> Result<()> {
-        self.backend.removexattr(&self.node(id)?.node, name)
+        self.backend.removexattr(&self.node(id)?, name)
     }
 }

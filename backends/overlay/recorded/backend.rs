@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use splicefs_core::{
     Attr, Backend, Caller, Cookie, CreateFlags, DirEntry, DirSink, Entry, Errno, FileHandle, FileKind, Ioctl,
-    Layer, Make, Name, NodeId, OpenFlags, Opened, Ownership, Protection, ReadPlan, RenameFlags, Result,
-    SeekTo, SetAttr, Span, StatFs, WriteMode, XattrFlags,
+    Layer, Make, Name, OpenFlags, Opened, Ownership, Protection, ReadPlan, RenameFlags, Result, SeekTo,
+    SetAttr, Span, StatFs, WriteMode, XattrFlags,
 };
 
 use super::names::{Meant, Store};
@@ -120,10 +120,6 @@ impl<B: Layer> Backend for Recorded<B> {
 
     fn root(&self) -> Arc<B::Node> {
         self.inner.root()
-    }
-
-    fn id(&self, node: &B::Node) -> NodeId {
-        self.inner.id(node)
     }
 
     fn lookup(&self, parent: &Arc<B::Node>, name: &Name) -> Result<Entry<B::Node>> {

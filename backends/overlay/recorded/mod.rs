@@ -19,7 +19,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use splicefs_core::sys::creds::has_special_bits;
-use splicefs_core::{Attr, Caller, Errno, Error, FileKind, Layer, Result, SetAttr, XattrFlags, ownership};
+use splicefs_core::{
+    Attr, Caller, Errno, Error, FileKind, Identified, Layer, Result, SetAttr, XattrFlags, ownership,
+};
 
 use crate::Lower;
 use crate::attributes::XATTR_MAX;
@@ -180,7 +182,7 @@ impl<B: Layer> Recorded<B> {
         node: &Arc<B::Node>,
         change: impl FnOnce(&mut Record),
     ) -> Result<()> {
-        let lock = usize::try_from(self.inner.id(node).0 % LOCKS as u64).unwrap_or(0);
+        let lock = usize::try_from(node.id().0 % LOCKS as u64).unwrap_or(0);
         let _changing = self.changes[lock].lock();
         let real = self.inner.getattr(node, None)?;
         let known = self.read(store, node, &real)?;

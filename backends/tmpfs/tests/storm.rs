@@ -8,7 +8,8 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use splicefs_core::{
-    Backend, Caller, Cookie, CreateFlags, FileKind, Make, Name, NodeId, OpenFlags, RenameFlags, WriteMode,
+    Backend, Caller, Cookie, CreateFlags, FileKind, Identified, Make, Name, NodeId, OpenFlags, RenameFlags,
+    WriteMode,
 };
 use splicefs_tmpfs::{Atime, Node, Options, Tmpfs};
 
@@ -107,7 +108,7 @@ fn count(fs: &Tmpfs, dir: &Arc<Node>, census: &mut Census) {
             below += 1;
             count(fs, &entry.node, census);
         } else {
-            let id = fs.id(&entry.node);
+            let id = entry.node.id();
             census.files.entry(id).or_insert((0, entry.attr.nlink)).0 += 1;
             census.blocks.insert(id, entry.attr.blocks);
         }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use rustix::fs::OFlags;
-use splicefs_core::{Backend, FileHandle, Layer, NodeId, OpenFlags, RenameFlags};
+use splicefs_core::{Backend, FileHandle, Identified, Layer, NodeId, OpenFlags, RenameFlags};
 use splicefs_passthrough::LayerOptions;
 
 use crate::common::{
@@ -20,8 +20,8 @@ fn layers_of_one_file_system_say_so() {
     assert_ne!(first.file_system(), elsewhere.file_system());
     assert_eq!(first.uuid(), second.uuid());
     assert_eq!(elsewhere.uuid(), [0; 16], "procfs has none");
-    assert_eq!(first.id(&first.root()), NodeId::ROOT);
-    assert_ne!(second.id(&second.root()), NodeId::ROOT);
+    assert_eq!(first.root().id(), NodeId::ROOT);
+    assert_ne!(second.root().id(), NodeId::ROOT);
 }
 
 /// The file system id of ext4 and tmpfs is the UUID, the one half of it laid over the other (`uuid_to_fsid` in
