@@ -49,7 +49,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             return Err(Errno::EPERM.into());
         }
         let upper = self.changes()?;
-        let caller = self.config.owners.creator(caller)?;
+        let caller = self.config.owners.creator(caller);
         let make = |dir: &Arc<U::Node>, name: &Name| upper.layer.make(&caller, dir, name, what);
         let is_dir = matches!(what, Make::Directory(_));
         let (entry, alone) = self.make_in(parent, name, is_dir, make, |entry| &entry.node)?;
@@ -66,7 +66,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     ) -> Result<Created<L, U>> {
         let upper = self.changes()?;
         let exclusive = CreateFlags { exclusive: true, ..flags };
-        let caller = self.config.owners.creator(caller)?;
+        let caller = self.config.owners.creator(caller);
         let create =
             |dir: &Arc<U::Node>, name: &Name| upper.layer.create(&caller, dir, name, mode, exclusive);
         let ((entry, opened), alone) =
@@ -90,7 +90,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let upper = self.changes()?;
         self.check_adding(parent)?;
         let dir = self.upper_dir(parent)?;
-        let (entry, opened) = upper.layer.tmpfile(&self.config.owners.creator(caller)?, &dir, mode, flags)?;
+        let (entry, opened) = upper.layer.tmpfile(&self.config.owners.creator(caller), &dir, mode, flags)?;
         let entry = self.born_at(Place::Nowhere, entry)?;
         let opened = File::upper(entry.node.clone(), flags.open, opened);
         Ok((entry, opened))

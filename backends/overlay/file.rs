@@ -233,7 +233,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     ) -> Result<Attr> {
         self.changes()?;
         self.check_setting(node, change)?;
-        let change = &self.config.owners.change(change)?;
+        let change = &self.config.owners.change(change);
         let cut = SetAttr { size: change.size, mtime: change.mtime, ..SetAttr::default() };
         let need = match change.size {
             // What is cut off need not be copied, as long as nothing else in the change can be refused after that. The kernel

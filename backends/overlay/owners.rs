@@ -2,6 +2,8 @@
 //!
 //! The options are fuse-overlayfs's (`uidmapping`, `gidmapping`, `squash_to_root`, `squash_to_uid`, `squash_to_gid`).
 
+use std::convert::Infallible;
+
 use splicefs_core::{Attr, Caller, Errno, Result, SetAttr};
 
 /// What an id becomes that no range has (`/proc/sys/kernel/overflowuid`).
@@ -44,17 +46,20 @@ impl Ids {
         self.ranges.iter().find_map(within).unwrap_or(OVERFLOW)
     }
 
-    /// The id in the layers for one in the mount.
-    ///
-    /// # Errors
-    /// `EOVERFLOW` where no range has it.
-    fn kept(&self, id: u32) -> Result<u32> {
+    /// The id in the layers for one in the mount; `None` where no range has it.
+    fn kept(&self, id: u32) -> Option<u32> {
         let id = self.squash.unwrap_or(id);
         if self.ranges.is_empty() {
-            return Ok(id);
+            return Some(id);
         }
         let within = |range: &IdRange| shift(id, range.mount, range.layers, range.count);
-        Ok(self.ranges.iter().find_map(within).ok_or(Errno::EOVERFLOW)?)
+        self.ranges.iter().find_map(within)
+    }
+
+    /// Whose that is in the layers which is this one's in the mount: nobody's where no range has it, as in fuse-overlayfs. podman
+    /// makes a container's files, and changes owners, from outside of the container's user namespace.
+    fn owner(&self, id: u32) -> u32 {
+        self.kept(id).unwrap_or(OVERFLOW)
     }
 }
 
@@ -78,6 +83,11 @@ impl Owners {
         self.users.is_plain() && self.groups.is_plain()
     }
 
+    /// Whether an ACL that names some means them in the mount, too: where all are one, it means nobody.
+    pub fn can_be_named(&self) -> bool {
+        self.users.squash.is_none() && self.groups.squash.is_none()
+    }
+
     /// Attributes in the mount, from those in a layer.
     pub(crate) fn show(&self, attr: &mut Attr) {
         attr.uid = self.users.shown(attr.uid);
@@ -85,18 +95,66 @@ impl Owners {
     }
 
     /// A change in a layer, from one in the mount.
-    pub(crate) fn change(&self, change: &SetAttr) -> Result<SetAttr> {
-        Ok(SetAttr {
-            uid: change.uid.map(|uid| self.users.kept(uid)).transpose()?,
-            gid: change.gid.map(|gid| self.groups.kept(gid)).transpose()?,
+    pub(crate) fn change(&self, change: &SetAttr) -> SetAttr {
+        SetAttr {
+            uid: change.uid.map(|uid| self.users.owner(uid)),
+            gid: change.gid.map(|gid| self.groups.owner(gid)),
             ..*change
-        })
+        }
     }
 
     /// Who creates something in a layer, for one who creates it in the mount.
-    pub(crate) fn creator(&self, caller: &Caller) -> Result<Caller> {
-        Ok(Caller { uid: self.users.kept(caller.uid)?, gid: self.groups.kept(caller.gid)?, ..*caller })
+    pub(crate) fn creator(&self, caller: &Caller) -> Caller {
+        Caller { uid: self.users.owner(caller.uid), gid: self.groups.owner(caller.gid), ..*caller }
     }
+
+    /// An ACL in the mount, from one in a layer.
+    pub(crate) fn show_acl(&self, value: &mut [u8]) {
+        let Ok(()) = change_names::<Infallible>(value, |who, id| Ok(self.ids(who).shown(id)));
+    }
+
+    /// An ACL in a layer, from one in the mount.
+    ///
+    /// # Errors
+    /// `EINVAL` where it names somebody who is nobody in the layers, as for who has no id in the caller's user namespace
+    /// (`posix_acl_from_xattr` in fs/posix_acl.c).
+    pub(crate) fn keep_acl(&self, value: &mut [u8]) -> Result<()> {
+        change_names(value, |who, id| self.ids(who).kept(id).ok_or_else(|| Errno::EINVAL.into()))
+    }
+
+    fn ids(&self, who: Named) -> &Ids {
+        match who {
+            Named::User => &self.users,
+            Named::Group => &self.groups,
+        }
+    }
+}
+
+/// Whom an entry of an ACL names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Named {
+    User,
+    Group,
+}
+
+/// Changes the ids in the value of an ACL's attribute (include/uapi/linux/posix_acl_xattr.h): a version, then entries of tag,
+/// permissions and id. What is no such value stays, for the file system to refuse.
+fn change_names<E>(
+    value: &mut [u8],
+    change: impl Fn(Named, u32) -> std::result::Result<u32, E>,
+) -> std::result::Result<(), E> {
+    const VERSION: [u8; 4] = [2, 0, 0, 0];
+    let Some((&mut VERSION, entries)) = value.split_first_chunk_mut() else { return Ok(()) };
+    for entry in entries.as_chunks_mut::<8>().0 {
+        let [tag, _, _, _, id @ ..] = entry;
+        let who = match *tag {
+            0x02 => Named::User,
+            0x08 => Named::Group,
+            _ => continue,
+        };
+        *id = change(who, u32::from_le_bytes(*id))?.to_le_bytes();
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -112,11 +170,40 @@ mod tests {
     fn ids_are_shifted_there_and_back() {
         for (layers, mount) in [(0, 1000), (1, 110_000), (65536, 175_535)] {
             assert_eq!(ids().shown(layers), mount);
-            assert_eq!(ids().kept(mount).unwrap(), layers);
+            assert_eq!(ids().kept(mount), Some(layers));
         }
         assert_eq!(ids().shown(65537), OVERFLOW);
         for outside in [0, 999, 1001, 175_536, u32::MAX] {
-            assert_eq!(ids().kept(outside).unwrap_err().errno(), Errno::EOVERFLOW, "{outside}");
+            assert_eq!((ids().kept(outside), ids().owner(outside)), (None, OVERFLOW), "{outside}");
+        }
+    }
+
+    #[test]
+    fn acls_name_the_same_users_and_groups() {
+        let owners = Owners { users: ids(), groups: Ids::default() };
+        let acl = |user: u32, group: u32| {
+            let mut acl = vec![2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255];
+            for (tag, id) in [(2, user), (4, u32::MAX), (8, group), (16, u32::MAX), (32, u32::MAX)] {
+                acl.extend([tag, 0, 4, 0]);
+                acl.extend(id.to_le_bytes());
+            }
+            acl
+        };
+        let mut value = acl(7, 7);
+        owners.show_acl(&mut value);
+        assert_eq!(value, acl(110_006, 7));
+        owners.keep_acl(&mut value).unwrap();
+        assert_eq!(value, acl(7, 7));
+        let mut stranger = acl(999_999, 7);
+        owners.show_acl(&mut stranger);
+        assert_eq!(stranger, acl(OVERFLOW, 7));
+        assert_eq!(owners.keep_acl(&mut stranger).unwrap_err().errno(), Errno::EINVAL);
+        for no_acl in
+            [&b""[..], b"\x02\0\0", b"\x01\0\0\0\x02\0\0\0\x07\0\0\0", b"\x02\0\0\0\x02\0\0\0\x07\0\0"]
+        {
+            let mut value = no_acl.to_vec();
+            owners.keep_acl(&mut value).unwrap();
+            assert_eq!(value, no_acl);
         }
     }
 
@@ -124,9 +211,9 @@ mod tests {
     fn squashing_comes_first() {
         let all = Ids { squash: Some(1000), ..ids() };
         assert_eq!(all.shown(7), 1000);
-        assert_eq!(all.kept(7).unwrap(), 0);
+        assert_eq!(all.kept(7), Some(0));
         let all = Ids { squash: Some(5), ranges: Vec::new() };
-        assert_eq!((all.shown(0), all.kept(9).unwrap()), (5, 5));
+        assert_eq!((all.shown(0), all.kept(9)), (5, Some(5)));
         assert!(Ids::default().is_plain() && !all.is_plain());
     }
 }

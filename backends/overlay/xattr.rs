@@ -60,13 +60,17 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     pub(crate) fn get_xattr(&self, node: &Arc<Node<L, U>>, name: &CStr, limit: usize) -> Result<Vec<u8>> {
         self.check(name)?;
         let name = stored(self.config.namespace, name)?;
-        match (&self.upper, node.upper()) {
-            (Some(upper), Some(counterpart)) => upper.layer.getxattr(counterpart, &name, limit),
+        let mut value = match (&self.upper, node.upper()) {
+            (Some(upper), Some(counterpart)) => upper.layer.getxattr(counterpart, &name, limit)?,
             _ => {
                 let lower = Self::topmost(node)?;
-                self.lowers[lower.layer].layer.getxattr(&lower.node, &name, limit)
+                self.lowers[lower.layer].layer.getxattr(&lower.node, &name, limit)?
             }
+        };
+        if is_acl(&name) {
+            self.config.owners.show_acl(&mut value);
         }
+        Ok(value)
     }
 
     pub(crate) fn list_xattr(&self, node: &Arc<Node<L, U>>, limit: usize) -> Result<Vec<u8>> {
@@ -101,8 +105,12 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         self.check(name)?;
         let name = stored(self.config.namespace, name)?;
         self.check_unprotected(node)?;
+        let mut value = Cow::Borrowed(value);
+        if is_acl(&name) {
+            self.config.owners.keep_acl(value.to_mut())?;
+        }
         let counterpart = self.copy_up(node, Need::Attributes)?;
-        self.changes()?.layer.setxattr(caller, &counterpart, &name, value, flags)
+        self.changes()?.layer.setxattr(caller, &counterpart, &name, &value, flags)
     }
 
     pub(crate) fn remove_xattr(&self, node: &Arc<Node<L, U>>, name: &CStr) -> Result<()> {

@@ -79,7 +79,9 @@ impl Found {
         let asked = options.opens;
         match self {
             // With owners or permissions other than the files' own, the kernel may allow what the daemon may not.
-            Self::Layers(..) if asked == Opens::Auto && !writable && !options.overlay.has_acls() => {
+            Self::Layers(..)
+                if asked == Opens::Auto && !writable && !options.overlay.has_permissions_of_layers() =>
+            {
                 Some("permissions are not those of the files themselves".to_owned())
             }
             Self::Layers(_, layers) if asked == Opens::Zero || (asked == Opens::Auto && !writable) => layers

@@ -6,9 +6,10 @@ use splicefs_overlay::IdRange;
 
 use super::values::utf8;
 
-/// Ranges, separated by colons like the numbers in them.
+/// Ranges, separated by colons like the numbers in them; one colon may come first, as podman writes it (for `--userns`).
 pub(super) fn ranges(value: &OsStr) -> Result<Vec<IdRange>, String> {
-    let numbers: Option<Vec<u32>> = utf8(value).split(':').map(number).collect();
+    let text = utf8(value);
+    let numbers: Option<Vec<u32>> = text.strip_prefix(':').unwrap_or(text).split(':').map(number).collect();
     let ranges: Option<Vec<_>> = numbers.and_then(|numbers| numbers.chunks(3).map(range).collect());
     ranges.ok_or_else(|| "ranges of ids, ID:SHOWN:COUNT, such as 0:1000:1:1:100000:65536".to_owned())
 }
@@ -35,10 +36,22 @@ mod tests {
         let range = |layers, mount, count| IdRange { layers, mount, count };
         assert_eq!(read("0:1000:1"), Ok(vec![range(0, 1000, 1)]));
         assert_eq!(read("0:1000:1:1:100000:65536"), Ok(vec![range(0, 1000, 1), range(1, 100_000, 65536)]));
+        assert_eq!(read(":0:1:1000:1000:0:1"), read("0:1:1000:1000:0:1"), "as podman writes it");
         assert_eq!(read("0:0:4294967295"), Ok(vec![range(0, 0, u32::MAX)]));
-        for bad in
-            ["", "0", "0:0", "0:0:0", "0:1:2:3", "a:b:c", "+1:0:1", "-1:0:1", "1:0:4294967295", "0:0:1:"]
-        {
+        for bad in [
+            "",
+            ":",
+            "::0:1:1",
+            "0",
+            "0:0",
+            "0:0:0",
+            "0:1:2:3",
+            "a:b:c",
+            "+1:0:1",
+            "-1:0:1",
+            "1:0:4294967295",
+            "0:0:1:",
+        ] {
             assert!(read(bad).expect_err(bad).contains("ID:SHOWN:COUNT"), "{bad}");
         }
     }

@@ -192,10 +192,14 @@ impl OverlayOptions {
         })
     }
 
-    /// Whether files have POSIX ACLs. These name users and groups as they are in the layers, so a mount with owners of its own
-    /// has none.
+    /// Whether files have POSIX ACLs. These name users and groups, so a mount where all are one has none.
     pub fn has_acls(&self) -> bool {
-        !self.noacl && self.records.is_none() && self.owners.are_plain()
+        !self.noacl && self.records.is_none() && self.owners.can_be_named()
+    }
+
+    /// Whether permissions are those of the files in the layers: who may open a file in the mount may open it there.
+    pub fn has_permissions_of_layers(&self) -> bool {
+        self.has_acls() && self.owners.are_plain()
     }
 }
 

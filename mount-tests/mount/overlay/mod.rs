@@ -17,6 +17,7 @@ mod peers;
 mod recorded;
 mod scenarios;
 mod seal;
+mod shifted;
 mod user;
 
 use crate::differential::runner::operations;

@@ -121,7 +121,7 @@ pub(super) const SPECS: &[Spec] = &[
         "uidmapping",
         "RANGES",
         |o, v| set(&mut o.overlay.owners.users.ranges, ids::ranges(v)),
-        "show users of the layers as others: ID:SHOWN:COUNT, several separated by colons; there are no ACLs then",
+        "show users of the layers as others: ID:SHOWN:COUNT, several separated by colons; the others are nobody's",
     )),
     overlay(value(
         "gidmapping",

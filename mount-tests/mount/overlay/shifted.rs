@@ -1,0 +1,86 @@
+//! `uidmapping` and `gidmapping`: who is who in the mount and in the layers.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{MetadataExt, chown};
+use std::path::Path;
+
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
+
+use super::layers::Layers;
+use crate::harness::{Identity, Need, as_caller, ready, shell};
+
+/// As podman writes it.
+const SHIFTED: &str = "uidmapping=:0:100000:65536,gidmapping=:0:100000:65536";
+const NOBODY: u32 = 65534;
+
+fn scene() -> Option<Layers> {
+    if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::Program("setfacl")]) {
+        return None;
+    }
+    let layers = Layers::simple();
+    fs::create_dir(layers.lower().join("d")).expect("mkdir");
+    fs::write(layers.lower().join("d/file"), b"contents").expect("write");
+    Some(layers)
+}
+
+fn owner(path: impl AsRef<Path>) -> (u32, u32) {
+    let st = fs::symlink_metadata(path).expect("stat");
+    (st.uid(), st.gid())
+}
+
+/// `podman run --userns=auto` makes `/etc/mtab` from outside of the container's user namespace, and `podman diff` gives the root
+/// directory to itself.
+#[test]
+fn who_is_nobody_in_the_layers_makes_files_of_nobody() {
+    let Some(layers) = scene() else { return };
+    let mount = layers.mount_with(SHIFTED);
+    assert_eq!(owner(mount.at("d/file")), (100_000, 100_000));
+    fs::write(mount.at("d/made"), b"").expect("write");
+    fs::create_dir(mount.at("d/dir")).expect("mkdir");
+    std::os::unix::fs::symlink("x", mount.at("d/link")).expect("symlink");
+    for name in ["made", "dir", "link"] {
+        let path = format!("d/{name}");
+        assert_eq!(owner(layers.upper().join(&path)), (NOBODY, NOBODY), "{name}");
+        assert_eq!(owner(mount.at(&path)), (100_000 + NOBODY, 100_000 + NOBODY), "{name}");
+    }
+    chown(mount.at("d/made"), Some(100_033), Some(100_044)).expect("chown");
+    assert_eq!(owner(layers.upper().join("d/made")), (33, 44));
+    chown(mount.at("d/made"), Some(7), None).expect("chown");
+    assert_eq!(owner(layers.upper().join("d/made")), (NOBODY, 44));
+}
+
+#[test]
+fn acls_name_who_they_name_in_the_layers() {
+    let Some(layers) = scene() else { return };
+    shell("cd \"$1\" && chmod 600 d/file && setfacl -m u:1001:rw d/file", layers.lower());
+    shell("cd \"$1\" && chmod 777 d && setfacl -d -m g:1002:rwx d", layers.lower());
+    let mount = layers.mount_with(SHIFTED);
+    let acl = |path: &Path| shell("getfacl -cpEn \"$1\" | grep :1", path).trim().to_owned();
+    assert_eq!(acl(&mount.at("d/file")), "user:101001:rw-");
+    let reads = |uid: u32| {
+        as_caller(&Identity::user(uid), || File::open(mount.at("d/file")).map(drop).map_err(|e| e.kind()))
+    };
+    assert_eq!(reads(101_001), Ok(()));
+    for other in [1001, 101_002] {
+        assert_eq!(reads(other), Err(std::io::ErrorKind::PermissionDenied), "{other}");
+    }
+    shell("setfacl -m u:101002:r \"$1/d/file\"", mount.point());
+    assert_eq!(acl(&layers.upper().join("d/file")), "user:1001:rw-\nuser:1002:r--");
+    assert_eq!(reads(101_002), Ok(()));
+    as_caller(&Identity::user(101_005), || fs::write(mount.at("d/new"), b"").expect("write"));
+    assert_eq!(acl(&mount.at("d/new")), "group:101002:rwx");
+    assert_eq!(acl(&layers.upper().join("d/new")), "group:1002:rwx");
+    // Nobody in the layers is 7 in the mount.
+    let entry = |tag: u8, permissions: u8, id: u32| {
+        let [a, b, c, d] = id.to_le_bytes();
+        [tag, 0, permissions, 0, a, b, c, d]
+    };
+    let entries = [(1, 6, u32::MAX), (2, 4, 7), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 4, u32::MAX)];
+    let mut value = vec![2, 0, 0, 0];
+    value.extend(entries.iter().flat_map(|&(tag, permissions, id)| entry(tag, permissions, id)));
+    let set =
+        rustix::fs::setxattr(mount.at("d/file"), "system.posix_acl_access", &value, XattrFlags::empty());
+    assert_eq!(set, Err(Errno::INVAL));
+    assert_eq!(acl(&layers.upper().join("d/file")), "user:1001:rw-\nuser:1002:r--");
+}
