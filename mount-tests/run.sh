@@ -298,6 +298,7 @@ for backend in passthrough tmpfs overlay; do
 done
 if ((long)); then
     suite 'images built by buildah on overlay' as_root "$here/suites/buildah/run" "$splicefs"
+    suite 'containers of podman on overlay' as_root "$here/suites/podman/run" "$splicefs"
 fi
 
 if ((failed)); then
