@@ -8,7 +8,8 @@ use std::path::Path;
 use rustix::fs::OFlags;
 
 use crate::harness::{
-    Identity, Need, Stats, as_caller, command, fill, first_difference, ready, shell, unprivileged_user,
+    Identity, Need, Stats, as_caller, command, fill, first_difference, ready, scratch, shell,
+    splicefs_binary, unprivileged_user,
 };
 use crate::overlay::{Layers, Overlay};
 use crate::posix::script::open;
@@ -91,6 +92,26 @@ fn a_users_overlay_that_cannot_be_written_is_read_without_opens() {
         assert_eq!(File::open(mount.at("secret")).map(drop).unwrap_err().kind(), ErrorKind::PermissionDenied);
         assert_eq!(fs::write(mount.at("0"), b"x").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
     });
+}
+
+/// Root of a user namespace may open there what the daemon, who is a user of the machine, may not.
+#[test]
+fn in_a_user_namespace_files_are_opened() {
+    if !ready(&[Need::Fuse, Need::Root, Need::Splicefs, Need::Program("unshare")]) {
+        return;
+    }
+    let (uid, gid) = unprivileged_user();
+    let dir = scratch();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("chmod");
+    let script = format!(
+        r#"cd "$1" && cp {binary} program
+        exec setpriv --reuid {uid} --regid {gid} --clear-groups unshare -Urm sh -ec 'mkdir l m; echo x > l/file
+        ./program overlay m -o lowerdir=l >said
+        cat m/file m/file >said; ./program stats m --json; ./program unmount m'"#,
+        binary = splicefs_binary().display()
+    );
+    let stats: serde_json::Value = serde_json::from_str(&shell(&script, dir.path())).expect("stats");
+    assert_eq!(stats["requests"]["open"], 2, "{stats}");
 }
 
 /// As root the kernel serves files that cannot be written by itself, which is faster for large ones.
