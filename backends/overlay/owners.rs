@@ -36,14 +36,19 @@ impl Ids {
 
     /// The id in the mount for one in the layers.
     fn shown(&self, id: u32) -> u32 {
-        if let Some(all) = self.squash {
-            return all;
+        self.shown_if_any(id).unwrap_or(OVERFLOW)
+    }
+
+    /// The same; `None` where no range has it.
+    fn shown_if_any(&self, id: u32) -> Option<u32> {
+        if self.squash.is_some() {
+            return self.squash;
         }
         if self.ranges.is_empty() {
-            return id;
+            return Some(id);
         }
         let within = |range: &IdRange| shift(id, range.layers, range.mount, range.count);
-        self.ranges.iter().find_map(within).unwrap_or(OVERFLOW)
+        self.ranges.iter().find_map(within)
     }
 
     /// The id in the layers for one in the mount; `None` where no range has it.
@@ -108,9 +113,16 @@ impl Owners {
         Caller { uid: self.users.owner(caller.uid), gid: self.groups.owner(caller.gid), ..*caller }
     }
 
-    /// An ACL in the mount, from one in a layer.
+    /// An ACL in the mount, from one in a layer. What it grants to somebody who has no id in the mount it grants to nobody, not
+    /// to whoever is called nobody.
     pub(crate) fn show_acl(&self, value: &mut [u8]) {
-        let Ok(()) = change_names::<Infallible>(value, |who, id| Ok(self.ids(who).shown(id)));
+        let Ok(()) = change_names::<Infallible>(value, |who, id, permissions| {
+            let shown = self.ids(who).shown_if_any(id);
+            if shown.is_none() {
+                *permissions = 0;
+            }
+            Ok(shown.unwrap_or(OVERFLOW))
+        });
     }
 
     /// An ACL in a layer, from one in the mount.
@@ -119,7 +131,7 @@ impl Owners {
     /// `EINVAL` where it names somebody who is nobody in the layers, as for who has no id in the caller's user namespace
     /// (`posix_acl_from_xattr` in fs/posix_acl.c).
     pub(crate) fn keep_acl(&self, value: &mut [u8]) -> Result<()> {
-        change_names(value, |who, id| self.ids(who).kept(id).ok_or_else(|| Errno::EINVAL.into()))
+        change_names(value, |who, id, _| self.ids(who).kept(id).ok_or_else(|| Errno::EINVAL.into()))
     }
 
     fn ids(&self, who: Named) -> &Ids {
@@ -138,21 +150,21 @@ enum Named {
 }
 
 /// Changes the ids in the value of an ACL's attribute (include/uapi/linux/posix_acl_xattr.h): a version, then entries of tag,
-/// permissions and id. What is no such value stays, for the file system to refuse.
+/// permissions (of which the first byte holds all that there are) and id. What is no such value stays, for the file system to refuse.
 fn change_names<E>(
     value: &mut [u8],
-    change: impl Fn(Named, u32) -> std::result::Result<u32, E>,
+    change: impl Fn(Named, u32, &mut u8) -> std::result::Result<u32, E>,
 ) -> std::result::Result<(), E> {
     const VERSION: [u8; 4] = [2, 0, 0, 0];
     let Some((&mut VERSION, entries)) = value.split_first_chunk_mut() else { return Ok(()) };
     for entry in entries.as_chunks_mut::<8>().0 {
-        let [tag, _, _, _, id @ ..] = entry;
+        let [tag, _, permissions, _, id @ ..] = entry;
         let who = match *tag {
             0x02 => Named::User,
             0x08 => Named::Group,
             _ => continue,
         };
-        *id = change(who, u32::from_le_bytes(*id))?.to_le_bytes();
+        *id = change(who, u32::from_le_bytes(*id), permissions)?.to_le_bytes();
     }
     Ok(())
 }
@@ -196,7 +208,9 @@ mod tests {
         assert_eq!(value, acl(7, 7));
         let mut stranger = acl(999_999, 7);
         owners.show_acl(&mut stranger);
-        assert_eq!(stranger, acl(OVERFLOW, 7));
+        let mut expected = acl(OVERFLOW, 7);
+        expected[14] = 0;
+        assert_eq!(stranger, expected, "nobody is given what a stranger has");
         assert_eq!(owners.keep_acl(&mut stranger).unwrap_err().errno(), Errno::EINVAL);
         for no_acl in
             [&b""[..], b"\x02\0\0", b"\x01\0\0\0\x02\0\0\0\x07\0\0\0", b"\x02\0\0\0\x02\0\0\0\x07\0\0"]
