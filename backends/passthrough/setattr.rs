@@ -68,7 +68,7 @@ fn length(size: u64) -> Result<i64> {
     i64::try_from(size).map_err(|_| Errno::EFBIG.into())
 }
 
-fn mode_of(fd: &OwnedFd) -> Result<u32> {
+pub(crate) fn mode_of(fd: &OwnedFd) -> Result<u32> {
     Ok(u32::from(stat::of_fd(fd)?.stx_mode))
 }
 

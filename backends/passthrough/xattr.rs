@@ -4,11 +4,14 @@ use std::ffi::CStr;
 use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
-use rustix::fs::{XattrFlags as OsFlags, getxattr, listxattr, removexattr, setxattr};
+use rustix::fs::{
+    AtFlags, CWD, Mode, XattrFlags as OsFlags, chmodat, getxattr, listxattr, removexattr, setxattr,
+};
 use splicefs_core::sys::creds::As;
 use splicefs_core::{Caller, Result, XattrFlags};
 
 use crate::node::Node;
+use crate::setattr::mode_of;
 use crate::tree::{Tree, path_of};
 
 impl Tree {
@@ -26,8 +29,9 @@ impl Tree {
         Ok(names)
     }
 
-    /// Sets an attribute. An access ACL takes the setgid bit with it when it is set by one outside the file's group:
-    /// the source does that itself for a caller without CAP_FSETID (`posix_acl_update_mode` in fs/posix_acl.c).
+    /// Sets an attribute. An access ACL takes the setgid bit with it when it is set by one outside the file's group: the source
+    /// does that itself for a caller without CAP_FSETID (`posix_acl_update_mode` in fs/posix_acl.c), unless it has another group
+    /// than the mount shows (shifted owners), by which the kernel has decided.
     pub(crate) fn set_xattr(
         &self,
         caller: &Caller,
@@ -37,8 +41,21 @@ impl Tree {
         flags: XattrFlags,
     ) -> Result<()> {
         let fd = self.descriptor(node)?;
-        let _guard = if flags.kill_sgid { Some(caller.act(As::Creator, true)?) } else { None };
-        Ok(setxattr(path_of(&fd), name, value, OsFlags::from_bits_retain(flags.flags.cast_unsigned()))?)
+        let set =
+            || setxattr(path_of(&fd), name, value, OsFlags::from_bits_retain(flags.flags.cast_unsigned()));
+        if !flags.kill_sgid {
+            return Ok(set()?);
+        }
+        {
+            let _guard = caller.act(As::Creator, true)?;
+            set()?;
+        }
+        let mode = mode_of(&fd)?;
+        if mode & libc::S_ISGID != 0 {
+            let without = Mode::from_bits_retain(mode & 0o7777 & !libc::S_ISGID);
+            chmodat(CWD, path_of(&fd), without, AtFlags::empty())?;
+        }
+        Ok(())
     }
 
     pub(crate) fn remove_xattr(&self, node: &Arc<Node>, name: &CStr) -> Result<()> {

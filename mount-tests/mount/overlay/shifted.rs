@@ -1,7 +1,7 @@
 //! `uidmapping` and `gidmapping`: who is who in the mount and in the layers.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{MetadataExt, chown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
 use rustix::fs::XattrFlags;
@@ -13,6 +13,7 @@ use crate::harness::{Identity, Need, as_caller, ready, shell};
 /// As podman writes it.
 const SHIFTED: &str = "uidmapping=:0:100000:65536,gidmapping=:0:100000:65536";
 const NOBODY: u32 = 65534;
+const ACCESS: &str = "system.posix_acl_access";
 
 fn scene() -> Option<Layers> {
     if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::Program("setfacl")]) {
@@ -72,15 +73,38 @@ fn acls_name_who_they_name_in_the_layers() {
     assert_eq!(acl(&mount.at("d/new")), "group:101002:rwx");
     assert_eq!(acl(&layers.upper().join("d/new")), "group:1002:rwx");
     // Nobody in the layers is 7 in the mount.
+    let value = acl_of_user(7);
+    let set = rustix::fs::setxattr(mount.at("d/file"), ACCESS, &value, XattrFlags::empty());
+    assert_eq!(set, Err(Errno::INVAL));
+    assert_eq!(acl(&layers.upper().join("d/file")), "user:1001:rw-\nuser:1002:r--");
+}
+
+/// Whether who sets an ACL is in the file's group is for the group to say that the mount shows.
+#[test]
+fn regression_an_acl_of_a_stranger_to_the_shown_group_takes_the_setgid_bit() {
+    let Some(layers) = scene() else { return };
+    let file = layers.lower().join("d/file");
+    chown(&file, Some(1001), Some(50)).expect("chown");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o2755)).expect("chmod");
+    let mount = layers.mount_with("gidmapping=0:1:65535");
+    assert_eq!(owner(mount.at("d/file")), (1001, 51));
+    as_caller(&Identity { gid: 50, ..Identity::user(1001) }, || {
+        let value = acl_of_user(1002);
+        rustix::fs::setxattr(mount.at("d/file"), ACCESS, &value, XattrFlags::empty()).expect("setxattr");
+    });
+    for path in [mount.at("d/file"), layers.upper().join("d/file")] {
+        assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7000, 0, "{}", path.display());
+    }
+}
+
+/// An access ACL that lets one user read.
+fn acl_of_user(user: u32) -> Vec<u8> {
     let entry = |tag: u8, permissions: u8, id: u32| {
         let [a, b, c, d] = id.to_le_bytes();
         [tag, 0, permissions, 0, a, b, c, d]
     };
-    let entries = [(1, 6, u32::MAX), (2, 4, 7), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 4, u32::MAX)];
+    let entries = [(1, 6, u32::MAX), (2, 4, user), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 4, u32::MAX)];
     let mut value = vec![2, 0, 0, 0];
     value.extend(entries.iter().flat_map(|&(tag, permissions, id)| entry(tag, permissions, id)));
-    let set =
-        rustix::fs::setxattr(mount.at("d/file"), "system.posix_acl_access", &value, XattrFlags::empty());
-    assert_eq!(set, Err(Errno::INVAL));
-    assert_eq!(acl(&layers.upper().join("d/file")), "user:1001:rw-\nuser:1002:r--");
+    value
 }
