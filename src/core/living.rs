@@ -7,11 +7,7 @@ use hashbrown::HashTable;
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-/// Tables are split so that threads seldom meet in one; a power of two.
-const SHARDS: usize = 16;
-
-/// A table of this size is not worth making smaller.
-const SMALL: usize = 64;
+use crate::table::{SHARDS, shrink};
 
 /// The nodes that live, each found by one key or several, which it holds itself: here are neither keys nor nodes, for there
 /// is an entry for every name that was ever walked.
@@ -68,6 +64,7 @@ impl<N> Default for Living<N> {
 
 impl<N> Living<N> {
     fn hash<K: Hash>(&self, key: &K) -> (u32, &Mutex<HashTable<Lives<N>>>) {
+        const { assert!(SHARDS == 16, "four bits of a hash") };
         let [a, b, c, d, ..] = self.hasher.hash_one(key).to_le_bytes();
         let hash = u32::from_le_bytes([a, b, c, d]);
         (hash, &self.shards[usize::from(d >> 4)])
@@ -111,7 +108,7 @@ impl<N> Living<N> {
         if let Ok(entry) = shard.find_entry(spread(hash), same) {
             entry.remove();
         }
-        shrink_table(&mut shard, |lives| spread(lives.hash));
+        shrink(&mut shard, |lives| spread(lives.hash));
     }
 
     /// All nodes, some of them more than once if they have several keys.
@@ -121,13 +118,6 @@ impl<N> Living<N> {
             all.extend(shard.lock().iter().filter_map(|lives| lives.node.upgrade()));
         }
         all
-    }
-}
-
-/// Gives memory back when a table has become much too large for what it holds. To be called after something was removed.
-pub(crate) fn shrink_table<T>(table: &mut HashTable<T>, hash: impl Fn(&T) -> u64) {
-    if table.capacity() > SMALL && table.len() < table.capacity() / 8 {
-        table.shrink_to((2 * table.len()).max(SMALL), hash);
     }
 }
 

@@ -1,7 +1,5 @@
 //! The kernel's references: nodes it has looked up and handles it has opened.
 
-use std::collections::HashMap;
-use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,22 +9,28 @@ use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use crate::error::{Errno, Result};
 use crate::id::{HandleId, NodeId};
-use crate::living::shrink_table;
 
 /// Tables are split so that threads seldom meet in one; a power of two.
-const SHARDS: usize = 16;
+pub(crate) const SHARDS: usize = 16;
 
 fn shard_of(id: u64) -> usize {
     usize::try_from(id % SHARDS as u64).unwrap_or(0)
 }
 
 /// Gives memory back when a table has become much too large for what it holds. To be called after something was removed.
-fn shrink<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
+pub(crate) fn shrink<T>(table: &mut HashTable<T>, hash: impl Fn(&T) -> u64) {
     /// A table of this size is not worth making smaller.
     const SMALL: usize = 64;
     if table.capacity() > SMALL && table.len() < table.capacity() / 8 {
-        table.shrink_to((2 * table.len()).max(SMALL));
+        table.shrink_to((2 * table.len()).max(SMALL), hash);
     }
+}
+
+/// Ids are given out in order, and those of one shard have their lower bits in common.
+fn hash_of(id: u64) -> u64 {
+    /// 2^64 divided by the golden ratio (Knuth, The Art of Computer Programming, volume 3, section 6.4).
+    const FIBONACCI: u64 = 0x9e37_79b9_7f4a_7c15;
+    id.wrapping_mul(FIBONACCI).rotate_left(u64::BITS / 2)
 }
 
 /// What the kernel knows by a number.
@@ -50,13 +54,6 @@ pub struct NodeTable<N, S> {
     shards: [Mutex<HashTable<Known<N, S>>>; SHARDS],
 }
 
-/// Ids are given out in order, and those of one shard have their lower bits in common.
-fn hash_of(id: NodeId) -> u64 {
-    /// 2^64 divided by the golden ratio (Knuth, The Art of Computer Programming, volume 3, section 6.4).
-    const FIBONACCI: u64 = 0x9e37_79b9_7f4a_7c15;
-    id.0.wrapping_mul(FIBONACCI).rotate_left(u64::BITS / 2)
-}
-
 impl<N: Identified, S> NodeTable<N, S> {
     /// A table that holds the root, which is never forgotten.
     pub fn new(root: &Arc<N>) -> Self {
@@ -71,7 +68,7 @@ impl<N: Identified, S> NodeTable<N, S> {
 
     /// What `look` makes of what is known of `id`.
     fn known<T>(&self, id: NodeId, look: impl FnOnce(&mut Known<N, S>) -> T) -> Option<T> {
-        self.shard(id).find_mut(hash_of(id), |known| known.node.id() == id).map(look)
+        self.shard(id).find_mut(hash_of(id.0), |known| known.node.id() == id).map(look)
     }
 
     /// The node of `id`.
@@ -86,7 +83,8 @@ impl<N: Identified, S> NodeTable<N, S> {
     pub fn remember(&self, node: &Arc<N>) -> bool {
         let id = node.id();
         let mut shard = self.shard(id);
-        let entry = shard.entry(hash_of(id), |known| known.node.id() == id, |known| hash_of(known.node.id()));
+        let entry =
+            shard.entry(hash_of(id.0), |known| known.node.id() == id, |known| hash_of(known.node.id().0));
         match entry {
             Entry::Occupied(mut known) => {
                 known.get_mut().lookups += 1;
@@ -105,7 +103,7 @@ impl<N: Identified, S> NodeTable<N, S> {
             return false;
         }
         let mut shard = self.shard(id);
-        let Ok(mut known) = shard.find_entry(hash_of(id), |known| known.node.id() == id) else {
+        let Ok(mut known) = shard.find_entry(hash_of(id.0), |known| known.node.id() == id) else {
             return false;
         };
         let left = known.get().lookups.saturating_sub(count);
@@ -114,7 +112,7 @@ impl<N: Identified, S> NodeTable<N, S> {
             return false;
         }
         let (gone, _) = known.remove();
-        shrink_table(&mut shard, |known| hash_of(known.node.id()));
+        shrink(&mut shard, |known| hash_of(known.node.id().0));
         drop(shard);
         // After the lock: the last reference may close descriptors.
         drop(gone);
@@ -151,12 +149,15 @@ impl<N: Identified, S> NodeTable<N, S> {
     }
 }
 
+/// A number, and what is open under it.
+struct Opened<T>(u64, Arc<T>);
+
 /// What is open, by the number the kernel was given for it.
 ///
 /// Lock order: a shard's lock is a leaf, as in [`NodeTable`].
 pub struct HandleTable<T> {
     next: AtomicU64,
-    shards: [RwLock<HashMap<u64, Arc<T>>>; SHARDS],
+    shards: [RwLock<HashTable<Opened<T>>>; SHARDS],
 }
 
 impl<T> Default for HandleTable<T> {
@@ -169,7 +170,8 @@ impl<T> HandleTable<T> {
     /// Adds an open file and returns the number to give out for it.
     pub fn insert(&self, value: T) -> HandleId {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.shards[shard_of(id)].write().insert(id, Arc::new(value));
+        let mut shard = self.shards[shard_of(id)].write();
+        shard.insert_unique(hash_of(id), Opened(id, Arc::new(value)), |open| hash_of(open.0));
         HandleId(id)
     }
 
@@ -178,7 +180,9 @@ impl<T> HandleTable<T> {
     /// # Errors
     /// `EBADF` for a number that is not open.
     pub fn get(&self, id: HandleId) -> Result<Arc<T>> {
-        self.shards[shard_of(id.0)].read().get(&id.0).cloned().ok_or_else(|| Errno::EBADF.into())
+        let shard = self.shards[shard_of(id.0)].read();
+        let open = shard.find(hash_of(id.0), |open| open.0 == id.0).ok_or(Errno::EBADF)?;
+        Ok(open.1.clone())
     }
 
     /// Takes an open file out; it is closed when the last request that uses it is done.
@@ -187,8 +191,9 @@ impl<T> HandleTable<T> {
     /// `EBADF` for a number that is not open.
     pub fn remove(&self, id: HandleId) -> Result<Arc<T>> {
         let mut shard = self.shards[shard_of(id.0)].write();
-        let removed = shard.remove(&id.0).ok_or(Errno::EBADF)?;
-        shrink(&mut shard);
+        let entry = shard.find_entry(hash_of(id.0), |open| open.0 == id.0).map_err(|_| Errno::EBADF)?;
+        let (Opened(_, removed), _) = entry.remove();
+        shrink(&mut shard, |open| hash_of(open.0));
         Ok(removed)
     }
 

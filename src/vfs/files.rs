@@ -47,7 +47,7 @@ impl<B: Backend> Vfs<B> {
         let used = self.nodes.state(&node);
         let way = if direct_io || !takes_pages { Way::Direct } else { self.enter(&used, &file, writes) };
         // A mapping that outlives its descriptor changes the file past the page cache.
-        let keep = self.keeps_data(&node) && self.bypass(&node) == Bypass::Never;
+        let keep = self.keeps_data(&node) && used.io_mode.bypass() == Bypass::Never;
         // A file that the kernel writes by itself has attributes that it must ask for.
         if changed || (writes && matches!(way, Way::Backed(_))) {
             self.attributes_changed(node.id());
