@@ -24,25 +24,22 @@ fn attr(ino: INodeNo) -> FileAttr {
     let is_file = ino != INodeNo::ROOT && ino.0 & FILE != 0;
     let (kind, perm) = if is_file { (FileType::RegularFile, 0o644) } else { (FileType::Directory, 0o777) };
     let time = SystemTime::UNIX_EPOCH;
-    let (size, blocks, nlink, blksize) = (0, 0, 1, 4096);
-    let (atime, mtime, ctime, crtime) = (time, time, time, time);
-    let (uid, gid, rdev, flags) = (0, 0, 0, 0);
     FileAttr {
         ino,
-        size,
-        blocks,
-        atime,
-        mtime,
-        ctime,
-        crtime,
         kind,
         perm,
-        nlink,
-        uid,
-        gid,
-        rdev,
-        blksize,
-        flags,
+        size: 0,
+        blocks: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        crtime: time,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
     }
 }
 

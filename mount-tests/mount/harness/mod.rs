@@ -1,6 +1,7 @@
 //! What the tests stand on: mounts that clean up after themselves, callers with identities of their own, conditions
 //! to wait for, and the rule for missing privileges.
 
+mod acl;
 mod daemon;
 mod identity;
 mod mount;
@@ -11,6 +12,9 @@ mod stats;
 mod tools;
 mod wait;
 
+pub(crate) use acl::{
+    ACCESS_ACL, ACL_GROUP, ACL_GROUP_OBJ, ACL_MASK, ACL_OTHER, ACL_USER, ACL_USER_OBJ, NO_ID, acl,
+};
 pub(crate) use daemon::{Daemon, command, limited, program_for, splicefs_binary};
 pub(crate) use identity::{Identity, as_caller, unprivileged_user};
 pub(crate) use mount::{Mount, MountBuilder};

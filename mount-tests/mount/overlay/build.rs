@@ -13,6 +13,7 @@ use proptest::sample::select;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
 use crate::differential::op::{At, Data, Target};
+use crate::harness::{ACCESS_ACL, ACL_GROUP_OBJ, ACL_MASK, ACL_OTHER, ACL_USER, ACL_USER_OBJ, NO_ID, acl};
 
 /// One name in a layer.
 #[derive(Clone)]
@@ -262,15 +263,14 @@ impl Layer<'_> {
         }
         if item.acl {
             // For the owner, user 1001, the group, the mask and others.
-            let entries: [(u16, u16, u32); 5] =
-                [(1, 7, u32::MAX), (2, 7, 1001), (4, 5, u32::MAX), (0x10, 7, u32::MAX), (0x20, 5, u32::MAX)];
-            let mut acl = 2u32.to_le_bytes().to_vec();
-            for (tag, permissions, id) in entries {
-                acl.extend(tag.to_le_bytes());
-                acl.extend(permissions.to_le_bytes());
-                acl.extend(id.to_le_bytes());
-            }
-            rustix::fs::setxattr(path, "system.posix_acl_access", &acl, XattrFlags::empty()).expect("an ACL");
+            let acl = acl(&[
+                (ACL_USER_OBJ, 7, NO_ID),
+                (ACL_USER, 7, 1001),
+                (ACL_GROUP_OBJ, 5, NO_ID),
+                (ACL_MASK, 7, NO_ID),
+                (ACL_OTHER, 5, NO_ID),
+            ]);
+            rustix::fs::setxattr(path, ACCESS_ACL, &acl, XattrFlags::empty()).expect("an ACL");
         }
     }
 

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::mounted::{Engine, Overlay, Plan};
 use super::seal::Seal;
 use crate::differential::compare::same_trees;
-use crate::harness::{scratch, shell, unprivileged_user};
+use crate::harness::{Need, ready, scratch, shell, unprivileged_user};
 
 /// Where layers lie.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -89,6 +89,16 @@ impl Layers {
     /// One lower directory on the file system that tests use, and an upper one.
     pub(crate) fn simple() -> Self {
         Self::new(Ground::Directory, 1)
+    }
+
+    /// The same with a directory `d` in the lower one, for tests that set ACLs; `None` where those cannot run.
+    pub(super) fn for_acls() -> Option<Self> {
+        if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::Program("setfacl")]) {
+            return None;
+        }
+        let layers = Self::simple();
+        fs::create_dir(layers.lower().join("d")).expect("mkdir");
+        Some(layers)
     }
 
     /// Options of overlayfs(5), which both engines understand.

@@ -8,18 +8,14 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::layers::Layers;
-use crate::harness::{Identity, Need, as_caller, entry_at, ready, shell};
-
-const ACCESS: &str = "system.posix_acl_access";
+use crate::harness::{
+    ACCESS_ACL, ACL_GROUP_OBJ, ACL_OTHER, ACL_USER_OBJ, Identity, NO_ID, acl, as_caller, entry_at, shell,
+};
 
 /// A lower layer whose file `file` lets user 1001 in by an ACL, and whose directory `d` hands an ACL on that lets
 /// everybody in; `None` where the test cannot run.
 fn scene() -> Option<Layers> {
-    if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::Program("setfacl")]) {
-        return None;
-    }
-    let layers = Layers::simple();
-    fs::create_dir(layers.lower().join("d")).expect("mkdir");
+    let layers = Layers::for_acls()?;
     fs::write(layers.lower().join("file"), b"contents").expect("write");
     fs::set_permissions(layers.lower().join("file"), fs::Permissions::from_mode(0o600)).expect("chmod");
     shell(
@@ -57,14 +53,11 @@ fn acls_of_the_layers_do_not_count() {
     // The group's bits are what the ACL's mask was; others have none.
     assert_eq!(reads(&file), Err(std::io::ErrorKind::PermissionDenied));
     let mut value = [0; 256];
-    assert_eq!(rustix::fs::getxattr(&file, ACCESS, &mut value[..]), Err(Errno::OPNOTSUPP));
-    let acl = [
-        2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 4, 0, 4, 0, 255, 255, 255, 255, 32, 0, 4, 0, 255, 255,
-        255, 255,
-    ];
-    let set = rustix::fs::setxattr(&file, ACCESS, &acl, XattrFlags::empty());
+    assert_eq!(rustix::fs::getxattr(&file, ACCESS_ACL, &mut value[..]), Err(Errno::OPNOTSUPP));
+    let acl = acl(&[(ACL_USER_OBJ, 6, NO_ID), (ACL_GROUP_OBJ, 4, NO_ID), (ACL_OTHER, 4, NO_ID)]);
+    let set = rustix::fs::setxattr(&file, ACCESS_ACL, &acl, XattrFlags::empty());
     assert_eq!(set, Err(Errno::OPNOTSUPP));
-    assert_eq!(rustix::fs::removexattr(&file, ACCESS), Err(Errno::OPNOTSUPP));
+    assert_eq!(rustix::fs::removexattr(&file, ACCESS_ACL), Err(Errno::OPNOTSUPP));
     assert_eq!(rustix::fs::listxattr(&file, &mut value[..]), Ok(0));
 }
 

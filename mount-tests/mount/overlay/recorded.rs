@@ -12,7 +12,8 @@ use rustix::io::Errno;
 use super::layers::Layers;
 use super::mounted::Overlay;
 use crate::harness::{
-    Identity, Need, as_caller, is_mounted, program_for, ready, shell, unprivileged_user, until,
+    ACCESS_ACL, ACL_GROUP_OBJ, ACL_OTHER, ACL_USER_OBJ, Identity, NO_ID, Need, acl, as_caller, is_mounted,
+    program_for, ready, shell, unprivileged_user, until,
 };
 use crate::posix::script::open;
 
@@ -367,11 +368,8 @@ fn a_mount_with_records_has_no_acls() {
     chmod(mount.at("d/file"), 0o640);
     assert_eq!(who(mount.at("d/file")).2, 0o640);
     assert_eq!(shell("getfacl -cpE \"$1/d/file\"", mount.point()).trim().lines().count(), 3);
-    let acl = [
-        2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 4, 0, 4, 0, 255, 255, 255, 255, 32, 0, 4, 0, 255, 255,
-        255, 255,
-    ];
-    let set = rustix::fs::setxattr(mount.at("d/file"), "system.posix_acl_access", &acl, XattrFlags::empty());
+    let acl = acl(&[(ACL_USER_OBJ, 6, NO_ID), (ACL_GROUP_OBJ, 4, NO_ID), (ACL_OTHER, 4, NO_ID)]);
+    let set = rustix::fs::setxattr(mount.at("d/file"), ACCESS_ACL, &acl, XattrFlags::empty());
     assert_eq!(set, Err(Errno::OPNOTSUPP));
     as_caller(&Identity::user(0).with_umask(0o077), || fs::write(mount.at("d/new"), b"").expect("write"));
     assert_eq!(who(mount.at("d/new")).2, 0o600, "the umask counts");

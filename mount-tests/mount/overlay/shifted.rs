@@ -8,19 +8,17 @@ use rustix::fs::XattrFlags;
 use rustix::io::Errno;
 
 use super::layers::Layers;
-use crate::harness::{Identity, Need, as_caller, ready, shell};
+use crate::harness::{
+    ACCESS_ACL, ACL_GROUP_OBJ, ACL_MASK, ACL_OTHER, ACL_USER, ACL_USER_OBJ, Identity, NO_ID, acl, as_caller,
+    shell,
+};
 
 /// As podman writes it.
 const SHIFTED: &str = "uidmapping=:0:100000:65536,gidmapping=:0:100000:65536";
 const NOBODY: u32 = 65534;
-const ACCESS: &str = "system.posix_acl_access";
 
 fn scene() -> Option<Layers> {
-    if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::Program("setfacl")]) {
-        return None;
-    }
-    let layers = Layers::simple();
-    fs::create_dir(layers.lower().join("d")).expect("mkdir");
+    let layers = Layers::for_acls()?;
     fs::write(layers.lower().join("d/file"), b"contents").expect("write");
     Some(layers)
 }
@@ -74,7 +72,7 @@ fn acls_name_who_they_name_in_the_layers() {
     assert_eq!(acl(&layers.upper().join("d/new")), "group:1002:rwx");
     // Nobody in the layers is 7 in the mount.
     let value = acl_of_user(7);
-    let set = rustix::fs::setxattr(mount.at("d/file"), ACCESS, &value, XattrFlags::empty());
+    let set = rustix::fs::setxattr(mount.at("d/file"), ACCESS_ACL, &value, XattrFlags::empty());
     assert_eq!(set, Err(Errno::INVAL));
     assert_eq!(acl(&layers.upper().join("d/file")), "user:1001:rw-\nuser:1002:r--");
 }
@@ -90,7 +88,7 @@ fn regression_an_acl_of_a_stranger_to_the_shown_group_takes_the_setgid_bit() {
     assert_eq!(owner(mount.at("d/file")), (1001, 51));
     as_caller(&Identity { gid: 50, ..Identity::user(1001) }, || {
         let value = acl_of_user(1002);
-        rustix::fs::setxattr(mount.at("d/file"), ACCESS, &value, XattrFlags::empty()).expect("setxattr");
+        rustix::fs::setxattr(mount.at("d/file"), ACCESS_ACL, &value, XattrFlags::empty()).expect("setxattr");
     });
     for path in [mount.at("d/file"), layers.upper().join("d/file")] {
         assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7000, 0, "{}", path.display());
@@ -99,12 +97,11 @@ fn regression_an_acl_of_a_stranger_to_the_shown_group_takes_the_setgid_bit() {
 
 /// An access ACL that lets one user read.
 fn acl_of_user(user: u32) -> Vec<u8> {
-    let entry = |tag: u8, permissions: u8, id: u32| {
-        let [a, b, c, d] = id.to_le_bytes();
-        [tag, 0, permissions, 0, a, b, c, d]
-    };
-    let entries = [(1, 6, u32::MAX), (2, 4, user), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 4, u32::MAX)];
-    let mut value = vec![2, 0, 0, 0];
-    value.extend(entries.iter().flat_map(|&(tag, permissions, id)| entry(tag, permissions, id)));
-    value
+    acl(&[
+        (ACL_USER_OBJ, 6, NO_ID),
+        (ACL_USER, 4, user),
+        (ACL_GROUP_OBJ, 4, NO_ID),
+        (ACL_MASK, 4, NO_ID),
+        (ACL_OTHER, 4, NO_ID),
+    ])
 }

@@ -9,7 +9,7 @@ use rustix::process::{Gid, Uid};
 use super::creation::{named_acl, set_acl};
 use super::differential;
 use super::script::{Script, open};
-use crate::harness::{Identity, as_caller};
+use crate::harness::{ACCESS_ACL, Identity, as_caller};
 
 fn callers() -> [Identity; 6] {
     [
@@ -90,7 +90,7 @@ fn acls_decide() {
             for name in ["file", "dir"] {
                 let path =
                     if name == "dir" { script.directory(name, 0o700) } else { script.file(name, b"x") };
-                set_acl(script, name, "system.posix_acl_access", &named_acl(mask));
+                set_acl(script, name, ACCESS_ACL, &named_acl(mask));
                 script.attributes(name);
                 note_allowed(script, name);
                 std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path)).expect("remove");

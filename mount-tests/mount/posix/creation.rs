@@ -8,7 +8,10 @@ use rustix::io::Errno;
 
 use super::differential;
 use super::script::{Script, open, os};
-use crate::harness::{Identity, as_caller};
+use crate::harness::{
+    ACCESS_ACL, ACL_GROUP, ACL_GROUP_OBJ, ACL_MASK, ACL_OTHER, ACL_USER, ACL_USER_OBJ, Identity, NO_ID, acl,
+    as_caller,
+};
 
 const MODES: [u32; 12] = [0, 0o400, 0o600, 0o644, 0o666, 0o700, 0o755, 0o777, 0o1777, 0o2755, 0o4755, 0o6777];
 
@@ -39,26 +42,6 @@ pub(crate) fn create_all(script: &mut Script, directory: &str, identity: &Identi
         }
     }
 }
-
-/// A POSIX ACL as the xattr holds it: version 2, then tag, permissions and id of each entry, little endian.
-pub(crate) fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
-    let mut bytes = 2_u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in entries {
-        bytes.extend(tag.to_le_bytes());
-        bytes.extend(permissions.to_le_bytes());
-        bytes.extend(id.to_le_bytes());
-    }
-    bytes
-}
-
-pub(crate) const ACL_USER_OBJ: u16 = 0x01;
-pub(crate) const ACL_USER: u16 = 0x02;
-pub(crate) const ACL_GROUP_OBJ: u16 = 0x04;
-pub(crate) const ACL_GROUP: u16 = 0x08;
-pub(crate) const ACL_MASK: u16 = 0x10;
-pub(crate) const ACL_OTHER: u16 = 0x20;
-/// The id of entries that have none.
-pub(crate) const NO_ID: u32 = u32::MAX;
 
 /// A default ACL that names a user and a group, with a mask that takes writing away.
 pub(crate) fn named_acl(mask: u16) -> Vec<u8> {
@@ -134,25 +117,25 @@ fn default_acls_are_inherited() {
 fn acl_and_mode_change_each_other() {
     differential(|script| {
         let path = script.file("file", b"contents");
-        set_acl(script, "file", "system.posix_acl_access", &named_acl(7));
+        set_acl(script, "file", ACCESS_ACL, &named_acl(7));
         script.attributes("file");
         for mode in [0o600, 0o640, 0o755, 0o2777] {
             script.outcome("chmod", rustix::fs::chmod(&path, Mode::from_raw_mode(mode)));
             script.attributes("file");
             let mut value = [0; 256];
-            let length = rustix::fs::getxattr(&path, "system.posix_acl_access", &mut value[..]);
+            let length = rustix::fs::getxattr(&path, ACCESS_ACL, &mut value[..]);
             script.note("access ACL", length.map(|length| value[..length].to_vec()));
         }
-        script.outcome("remove it", rustix::fs::removexattr(&path, "system.posix_acl_access"));
+        script.outcome("remove it", rustix::fs::removexattr(&path, ACCESS_ACL));
         script.attributes("file");
         set_acl(script, "file", "system.posix_acl_default", &named_acl(7));
-        set_acl(script, "file", "system.posix_acl_access", b"nonsense");
-        set_acl(script, "file", "system.posix_acl_access", &acl(&[(ACL_USER_OBJ, 7, NO_ID)]));
+        set_acl(script, "file", ACCESS_ACL, b"nonsense");
+        set_acl(script, "file", ACCESS_ACL, &acl(&[(ACL_USER_OBJ, 7, NO_ID)]));
         let minimal = acl(&[(ACL_USER_OBJ, 6, NO_ID), (ACL_GROUP_OBJ, 4, NO_ID), (ACL_OTHER, 4, NO_ID)]);
-        set_acl(script, "file", "system.posix_acl_access", &minimal);
+        set_acl(script, "file", ACCESS_ACL, &minimal);
         let stranger = Identity::user(4009);
         script.outcome_as(&stranger, "set an ACL", || {
-            rustix::fs::setxattr(&path, "system.posix_acl_access", &minimal, XattrFlags::empty())
+            rustix::fs::setxattr(&path, ACCESS_ACL, &minimal, XattrFlags::empty())
         });
     });
 }
