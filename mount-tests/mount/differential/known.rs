@@ -90,7 +90,7 @@ const ANSWERS: [Known<Answers>; 3] = [
 ];
 
 /// Times that differ in whether a step changed them.
-const TIMES: [Known<Times>; 4] = [
+const TIMES: [Known<Times>; 5] = [
     Known {
         by: By::Fuse,
         reason: "writing to a FIFO: fs/pipe.c calls file_update_time, which FUSE's inodes, S_NOCMTIME without writeback \
@@ -110,6 +110,15 @@ const TIMES: [Known<Times>; 4] = [
         applies: |step, _, _, native, mounted| {
             let opened = matches!(step.op, Op::Open { .. });
             opened && native.modified == Change::Yes && mounted.modified != Change::Yes
+        },
+    },
+    Known {
+        by: By::KernelOverlay,
+        reason: "truncating an empty metacopy to nothing takes the mark off (ovl_copy_up_meta_inode_data), which is a change; \
+                 an empty file of ours has none, as there is no data to be missing",
+        applies: |step, _, node, native, mounted| {
+            let truncated = matches!(step.op, Op::Truncate(_, 0) | Op::Ftruncate(_, 0)) && node.st_size == 0;
+            truncated && native.modified.agrees(mounted.modified) && mounted.changed == Change::No
         },
     },
     Known {
@@ -211,12 +220,13 @@ const STEPS: [Known<Steps>; 13] = [
     },
     Known {
         by: By::Overlay,
-        reason: "setxattr(2) of what must, or must not, be there, or has the name of a class alone: the kernel copies up before it looks, and so parts a lower file \
+        reason: "setxattr(2) of what must, or must not, be there, or is of no class that can be set: the kernel copies up before it looks, and so parts a lower file \
                  that has several names where there is no index, for nothing",
         applies: |step, native| {
             let Op::SetXattr { object, name, flags, .. } = &step.op else { return false };
             let links = native.stat(object).map_or(0, |stat| stat.st_nlink);
-            (*flags != 0 || name.ends_with('.')) && links > 1
+            let class = ["user.", "trusted.", "security."].iter().find_map(|class| name.strip_prefix(class));
+            (*flags != 0 || class.is_none_or(str::is_empty)) && links > 1
         },
     },
     Known {
