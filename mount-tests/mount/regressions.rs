@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -10,7 +10,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
-use crate::harness::{Identity, Mount, Need, Watchdog, as_caller, ready, shell, unprivileged_user};
+use crate::harness::{
+    ACL_GROUP_OBJ, ACL_OTHER, ACL_USER_OBJ, Identity, Mount, NO_ID, Need, Watchdog, acl, as_caller, ready,
+    shell, unprivileged_user,
+};
 
 fn root_mount(options: &str) -> Option<Mount> {
     ready(&[Need::Fuse, Need::Root]).then(|| Mount::builder().options(options).start())
@@ -239,6 +242,23 @@ fn a_cleared_setuid_bit_is_seen_at_once() {
     })
     .expect("writing as another user");
     assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7777, 0o777);
+}
+
+/// With a default ACL the kernel asks for the bit to be cleared as with an access ACL, which no other file system does.
+#[test]
+fn a_default_acl_of_a_stranger_to_the_group_keeps_the_setgid_bit() {
+    let Some(mount) = root_mount("allow_other") else { return };
+    let path = mount.point().join("directory");
+    fs::create_dir(&path).expect("mkdir");
+    std::os::unix::fs::chown(&path, Some(1002), Some(0)).expect("chown");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o2755)).expect("chmod");
+    let entries = [(ACL_USER_OBJ, 7, NO_ID), (ACL_GROUP_OBJ, 5, NO_ID), (ACL_OTHER, 0, NO_ID)];
+    as_caller(&Identity { gid: 1002, ..Identity::user(1002) }, || {
+        let value = acl(&entries);
+        rustix::fs::setxattr(&path, "system.posix_acl_default", &value, XattrFlags::empty())
+    })
+    .expect("setxattr");
+    assert_eq!(fs::metadata(&path).expect("stat").mode() & 0o7777, 0o2755);
 }
 
 /// open(2) with O_RDONLY and O_TRUNC said ETXTBSY, as it does natively, when it had truncated the program that was running.

@@ -361,7 +361,9 @@ impl<B: Backend> Worker<B> {
                 let set: SetxattrIn = request.take()?;
                 let name = request.text()?;
                 let value = request.bytes(set.size)?;
-                let kill_sgid = set.setxattr_flags & flag::SETXATTR_ACL_KILL_SGID != 0;
+                // fuse_set_acl asks for it with a default ACL as well, which takes no bits natively (posix_acl_update_mode).
+                let kill_sgid = set.setxattr_flags & flag::SETXATTR_ACL_KILL_SGID != 0
+                    && name == c"system.posix_acl_access";
                 let flags = XattrFlags { flags: set.flags.cast_signed(), kill_sgid };
                 self.vfs.setxattr(&by, id, name, value, flags)?;
                 return Ok(Reply::Empty);
