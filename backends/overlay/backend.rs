@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use splicefs_core::{
     Attr, Backend, Caller, Cookie, CreateFlags, DirSink, Entry, Errno, Ioctl, Layer, Make, Name, OpenFlags,
@@ -133,6 +134,10 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
 
     fn backing(&self, file: &Self::File) -> Option<Arc<OwnedFd>> {
         self.backing_file(file)
+    }
+
+    fn is_worth_prefetching(&self, file: &Self::File) -> bool {
+        file.is_lower() && !file.node.offered.swap(true, Ordering::Relaxed)
     }
 
     fn only_grows(&self, file: &Self::File) -> Result<bool> {

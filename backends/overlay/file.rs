@@ -44,6 +44,11 @@ impl<L: Layer, U: Layer> File<L, U> {
         Opened { file: Self { node, flags, real }, direct_io, stream, changed }
     }
 
+    /// Whether the contents are a lower layer's still.
+    pub(crate) fn is_lower(&self) -> bool {
+        matches!(**self.real.read(), Real::Lower(..)) && !self.node.has_upper_data()
+    }
+
     /// An open file of the upper layer.
     pub(crate) fn upper(node: Arc<Node<L, U>>, flags: OpenFlags, opened: Opened<U::File>) -> Opened<Self> {
         Self::new(node, flags, opened, Real::Upper)

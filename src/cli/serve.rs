@@ -260,6 +260,7 @@ fn session_config(options: &Options, found: &Found) -> SessionConfig {
         writable,
         writeback: options.writeback,
         splice_min: options.splice_min,
+        prefetch: options.overlay.prefetch,
         cache: options.cache,
         entry_timeout: options.entry_timeout,
         attr_timeout: options.attr_timeout,

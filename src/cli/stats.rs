@@ -73,8 +73,12 @@ fn push_facility(rows: &mut Rows, name: &str, facility: &Value) {
 }
 
 fn push_reads(rows: &mut Rows, read: &Value) {
-    let kinds =
-        [("read, spliced", "spliced_bytes"), ("read, zeros", "zero_bytes"), ("read, copied", "copied_bytes")];
+    let kinds = [
+        ("read, spliced", "spliced_bytes"),
+        ("read, zeros", "zero_bytes"),
+        ("read, copied", "copied_bytes"),
+        ("given with opens", "prefetched_bytes"),
+    ];
     let bytes = kinds.map(|(_, key)| read[key].as_u64().unwrap_or(0));
     let all = bytes.iter().fold(0_u64, |sum, n| sum.saturating_add(*n));
     for ((name, _), bytes) in kinds.into_iter().zip(bytes) {

@@ -248,6 +248,12 @@ pub trait Backend: Send + Sync + 'static {
     /// holds all of the contents, is never another's, and of whose changes the backend need not hear. `None` where the daemon
     /// must be asked.
     fn backing(&self, file: &Self::File) -> Option<Arc<OwnedFd>>;
+    /// Whether the contents of a file that was opened for reading, and that nobody has open otherwise, should go into the kernel's page
+    /// cache at once: until somebody opens the file for writing or truncates it they stay what they are, and the kernel has not been
+    /// offered them before.
+    fn is_worth_prefetching(&self, _file: &Self::File) -> bool {
+        false
+    }
     /// Whether an open file takes nothing but what is appended (`chattr +a`), and so no pages of a cache.
     fn only_grows(&self, _file: &Self::File) -> Result<bool> {
         Ok(false)

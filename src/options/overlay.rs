@@ -10,6 +10,9 @@ use super::lowers::{LOWERS_MAX, LowerDir, lowers, too_many};
 use super::values::utf8;
 use crate::failure::Failure;
 
+/// A read of more than that is spliced, and takes long beside the round trip that is saved.
+const DEFAULT_PREFETCH: usize = 32 * 1024;
+
 /// The layers, and how they are merged.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a mount option of its own")]
@@ -38,6 +41,8 @@ pub struct OverlayOptions {
     pub noacl: bool,
     /// `volatile`, `fsync=0`.
     pub volatile: bool,
+    /// `prefetch=`, in bytes: lower files up to this size come with the reply to their open.
+    pub prefetch: usize,
     /// `static_nlink`.
     pub static_nlink: bool,
     /// `uidmapping=`, `gidmapping=`, `squash_to_root`, `squash_to_uid=`, `squash_to_gid=`.
@@ -62,6 +67,7 @@ impl Default for OverlayOptions {
             userxattr: false,
             noacl: false,
             volatile,
+            prefetch: DEFAULT_PREFETCH,
             static_nlink,
             owners: Owners::default(),
             records: None,

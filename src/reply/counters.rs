@@ -14,6 +14,7 @@ pub struct Counters {
     spliced_bytes: AtomicU64,
     zero_bytes: AtomicU64,
     copied_bytes: AtomicU64,
+    prefetched_bytes: AtomicU64,
     copies: [AtomicU64; CopyReason::ALL.len()],
     failed: AtomicU64,
     gone: AtomicU64,
@@ -28,6 +29,9 @@ pub struct ReadStats {
     pub zero_bytes: u64,
     /// Bytes that were read into the daemon's memory and written from there.
     pub copied_bytes: u64,
+    /// Bytes of small files that the kernel got with the reply to an open; they are in no other number.
+    #[serde(default)]
+    pub prefetched_bytes: u64,
     /// Number of replies copied, by reason.
     pub copies: BTreeMap<String, u64>,
     /// Replies that told of an error.
@@ -60,6 +64,10 @@ impl Counters {
         }
     }
 
+    pub(super) fn prefetched(&self, bytes: usize) {
+        add(&self.prefetched_bytes, bytes);
+    }
+
     /// The counters now.
     pub fn snapshot(&self) -> ReadStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -68,6 +76,7 @@ impl Counters {
             spliced_bytes: get(&self.spliced_bytes),
             zero_bytes: get(&self.zero_bytes),
             copied_bytes: get(&self.copied_bytes),
+            prefetched_bytes: get(&self.prefetched_bytes),
             copies: copies.map(|(reason, n)| (reason.key().to_owned(), get(n))).collect(),
             failed: get(&self.failed),
             gone: get(&self.gone),

@@ -12,6 +12,7 @@
 mod copy;
 mod counters;
 mod pipe;
+mod prefetch;
 mod splice;
 
 use std::io;

@@ -46,6 +46,8 @@ pub struct SessionConfig {
     pub writeback: Choice,
     /// Reads of fewer bytes are copied.
     pub splice_min: usize,
+    /// Files of lower layers of at most so many bytes are given to the kernel with their open.
+    pub prefetch: usize,
     /// What the kernel keeps.
     pub cache: Cache,
     /// How long the kernel may trust a name; by default as the backend allows ([`Caching`]).
@@ -144,6 +146,7 @@ pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
             config.attr_timeout,
             facilities.unopened.serving,
         )
+        .prefetching(config.prefetch.min(max_read_bytes()))
         .written_back(facilities.writeback.serving),
         facilities,
         counters,

@@ -183,10 +183,11 @@ impl<B: Backend> Worker<B> {
                 let open: OpenIn = request.take()?;
                 let by = changer(&request.header, open.open_flags & flag::OPEN_KILL_SUIDGID != 0);
                 let (unique, out, port) = (request.header.unique, &mut self.out, &self.port);
-                let (sent, handle) = self.vfs.open(&by, id, flags(open.flags), |handle| {
-                    put(out, &answer::open(handle));
-                    (port.reply(unique, out), handle.id)
-                })?;
+                let (sent, handle) =
+                    self.vfs.open(&by, id, flags(open.flags), &mut self.engine, |handle| {
+                        put(out, &answer::open(handle));
+                        (port.reply(unique, out), handle.id)
+                    })?;
                 if sent == Sent::Gone {
                     self.take_back(Given { file: Some(handle), ..Given::NOTHING });
                 }

@@ -7,7 +7,7 @@ use rustix::io::{Errno as Os, writev};
 use splicefs_core::sys::ioctl;
 use splicefs_core::{Errno, Name, NodeId, Result};
 
-use super::wire::{InvalEntryOut, InvalInodeOut, PollWakeupOut, flag};
+use super::wire::{InvalEntryOut, InvalInodeOut, PollWakeupOut, StoreOut, flag};
 use crate::reply::{HEADER, header};
 use crate::vfs::{BackingId, Kernel};
 use zerocopy::IntoBytes;
@@ -67,11 +67,11 @@ impl Port {
         self.notify_of(code, body, &[])
     }
 
-    /// The same about a `name`, which ends with a NUL.
-    fn notify_of(&self, code: i32, body: &[u8], name: &[u8]) -> std::io::Result<()> {
-        let mut head = header(0, body.len() + name.len(), None);
+    /// The same about a name, which ends with a NUL, or with data.
+    fn notify_of(&self, code: i32, body: &[u8], rest: &[u8]) -> std::io::Result<()> {
+        let mut head = header(0, body.len() + rest.len(), None);
         head[4..8].copy_from_slice(&code.to_ne_bytes());
-        match writev(&self.0, &[IoSlice::new(&head), IoSlice::new(body), IoSlice::new(name)]) {
+        match writev(&self.0, &[IoSlice::new(&head), IoSlice::new(body), IoSlice::new(rest)]) {
             // The kernel knows the node or the waiter no longer.
             Ok(_) | Err(Os::NOENT) => Ok(()),
             Err(e) => Err(e.into()),
@@ -99,6 +99,12 @@ impl Kernel for Port {
         let namelen = u32::try_from(name.as_bytes().len()).unwrap_or(0);
         let out = InvalEntryOut { parent: dir.0, namelen, flags: flag::EXPIRE_ONLY };
         self.notify_of(flag::NOTIFY_INVAL_ENTRY, out.as_bytes(), name.as_c_str().to_bytes_with_nul())
+    }
+
+    fn contents(&self, id: NodeId, bytes: &[u8]) -> std::io::Result<()> {
+        let size = u32::try_from(bytes.len()).map_err(std::io::Error::other)?;
+        let out = StoreOut { nodeid: id.0, offset: 0, size, padding: 0 };
+        self.notify_of(flag::NOTIFY_STORE, out.as_bytes(), bytes)
     }
 
     fn all_names_changed(&self) -> std::io::Result<()> {

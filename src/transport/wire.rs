@@ -70,6 +70,7 @@ structures! { IntoBytes:
     PollWakeupOut { kh: u64 }
     InvalInodeOut { ino: u64, off: i64, len: i64 }
     InvalEntryOut { parent: u64, namelen: u32, flags: u32 }
+    StoreOut { nodeid: u64, offset: u64, size: u32, padding: u32 }
     LseekOut { offset: u64 }
     Dirent { ino: u64, off: u64, namelen: u32, kind: u32 }
 }
@@ -108,6 +109,8 @@ pub(crate) mod flag {
     pub(crate) const NOTIFY_INVAL_INODE: i32 = 2;
     /// Message code of an invalidation of a name (`FUSE_NOTIFY_INVAL_ENTRY`).
     pub(crate) const NOTIFY_INVAL_ENTRY: i32 = 3;
+    /// Message code of data for the page cache (`FUSE_NOTIFY_STORE`).
+    pub(crate) const NOTIFY_STORE: i32 = 4;
     /// Message code of an invalidation of all names (`FUSE_NOTIFY_INC_EPOCH`).
     pub(crate) const NOTIFY_INC_EPOCH: i32 = 8;
     /// The name is looked up once more, instead of being dropped.

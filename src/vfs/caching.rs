@@ -66,6 +66,8 @@ pub struct Caching {
     pub direct: bool,
     /// Files are used without being opened (zero-message opens).
     pub unopened: bool,
+    /// Files of lower layers of at most so many bytes reach the page cache with the reply to their open ([`super::prefetch`]).
+    pub prefetch: usize,
     /// What is written stays in the page cache until the kernel writes it back.
     pub writeback: bool,
 }
@@ -120,8 +122,15 @@ impl Caching {
             links: ownership == Ownership::Exclusive,
             direct: cache == Cache::Never,
             unopened,
+            prefetch: 0,
             writeback: false,
         }
+    }
+
+    /// The same with files of at most so many bytes prefetched.
+    #[must_use]
+    pub fn prefetching(self, prefetch: usize) -> Self {
+        Self { prefetch, ..self }
     }
 
     /// The same with, or without, a writeback cache.

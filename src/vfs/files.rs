@@ -45,7 +45,12 @@ impl<B: Backend> Vfs<B> {
         let Opened { file, direct_io, stream, changed } = opened;
         let writes = flags.writes();
         let used = self.nodes.state(&node);
-        let way = if direct_io || !takes_pages { Way::Direct } else { self.enter(&used, &file, writes) };
+        let way = if direct_io || !takes_pages {
+            used.io_mode.pass_by();
+            Way::Direct
+        } else {
+            self.enter(&used, &file, writes)
+        };
         // A mapping that outlives its descriptor changes the file past the page cache.
         let keep = self.keeps_data(&node) && used.io_mode.bypass() == Bypass::Never;
         // A file that the kernel writes by itself has attributes that it must ask for.
@@ -63,7 +68,7 @@ impl<B: Backend> Vfs<B> {
     }
 
     /// Opens a regular file, and gives the handle to `reply`, whose result is returned. One that is truncated waits for
-    /// the reads that are on their way, and others wait for its reply.
+    /// the reads that are on their way, and others wait for its reply. `engine` gathers what comes with the reply.
     ///
     /// # Errors
     /// `ENOSYS` where files are used without being opened: the kernel takes that as success, and asks no more. `ETXTBSY` if a
@@ -73,6 +78,7 @@ impl<B: Backend> Vfs<B> {
         caller: &Caller,
         id: NodeId,
         flags: OpenFlags,
+        engine: &mut Engine,
         reply: impl FnOnce(&Handle) -> R,
     ) -> Result<R> {
         if self.caching.unopened {
@@ -81,7 +87,9 @@ impl<B: Backend> Vfs<B> {
         let node = self.node(id)?;
         if !flags.has(libc::O_TRUNC) {
             let opened = self.open_backend(caller, &node, flags)?;
-            return Ok(reply(&self.handle(node, opened, flags)));
+            let handle = self.handle(node, opened, flags);
+            self.prefetch(caller, &handle, flags, engine);
+            return Ok(reply(&handle));
         }
         let used = self.nodes.state(&node);
         if !flags.writes() && used.running.load(Ordering::Relaxed) > 0 {

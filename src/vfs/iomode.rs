@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use splicefs_core::sys::creds;
 use splicefs_core::{Backend, Result};
 
@@ -39,6 +39,8 @@ struct State {
     /// Those of them that may be written through.
     writers: usize,
     backing: Option<BackingId>,
+    /// The kernel is being given the contents.
+    prefetching: bool,
     /// The kernel has written past its page cache and past us, and a mapping may do so even after it is closed.
     bypassed: bool,
 }
@@ -49,7 +51,7 @@ struct State {
 #[derive(Debug, Default)]
 pub(super) struct IoMode {
     state: Mutex<State>,
-    /// The last one has left, or the last that may write.
+    /// The last one has left, or the last that may write, or the kernel has been given the contents.
     free: Condvar,
 }
 
@@ -67,6 +69,17 @@ pub(super) enum Bypass {
     Now,
 }
 
+/// As long as it lives, nobody else enters.
+#[must_use]
+pub(super) struct Alone<'a>(&'a IoMode);
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().prefetching = false;
+        self.0.free.notify_all();
+    }
+}
+
 impl IoMode {
     /// One more opens the node. `backing` is asked for the file that the kernel is to serve it from, if nobody has it open.
     /// One who had `better_be_asked` waits a moment for that.
@@ -76,7 +89,7 @@ impl IoMode {
         better_be_asked: bool,
         backing: impl FnOnce() -> Option<BackingId>,
     ) -> Way {
-        let mut state = self.state.lock();
+        let mut state = self.given();
         if better_be_asked && state.backing.is_some() {
             self.free.wait_while_for(&mut state, |state| state.open > 0, RELEASING);
         }
@@ -92,6 +105,29 @@ impl IoMode {
             }
             None => Way::Cached,
         }
+    }
+
+    /// The state, once the kernel is not being given the contents.
+    fn given(&self) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock();
+        self.free.wait_while(&mut state, |state| state.prefetching);
+        state
+    }
+
+    /// One who opens the node without entering waits as those do.
+    pub(super) fn pass_by(&self) {
+        drop(self.given());
+    }
+
+    /// Keeps others from entering, for one that has entered and is not known to the kernel yet, to give it the contents: if nobody else
+    /// has the node open, and the kernel serves it from its page cache.
+    pub(super) fn alone(&self) -> Option<Alone<'_>> {
+        let mut state = self.state.lock();
+        if state.open != 1 || state.writers > 0 || state.backing.is_some() || state.prefetching {
+            return None;
+        }
+        state.prefetching = true;
+        Some(Alone(self))
     }
 
     /// One of those that entered has closed the node. Returns the backing file that nobody needs any longer.
@@ -225,10 +261,13 @@ mod tests {
     use std::io;
     use std::os::fd::BorrowedFd;
     use std::sync::Arc;
+    use std::sync::mpsc;
 
     use splicefs_core::{Caller, Errno, Name, NodeId, OpenFlags, Ownership};
 
     use super::*;
+    use crate::aligned::PAGE;
+    use crate::reply::{Engine, Policy, ZeroSource};
     use crate::vfs::{Access, Cache, Caching, Facilities, Facility, Kernel, LookedUp, Stats};
 
     const FILE: BackingId = BackingId(7);
@@ -270,6 +309,45 @@ mod tests {
     }
 
     #[test]
+    fn contents_are_given_to_the_first_and_others_wait_for_it() {
+        let mode = IoMode::default();
+        assert!(mode.alone().is_none(), "nobody has it open");
+        mode.enter(false, false, || None);
+        let alone = mode.alone().unwrap();
+        assert!(mode.alone().is_none());
+        let (entered, order) = mpsc::channel();
+        std::thread::scope(|scope| {
+            for writes in [false, true] {
+                let (mode, entered) = (&mode, entered.clone());
+                scope.spawn(move || {
+                    mode.enter(writes, false, never);
+                    entered.send("entered").unwrap();
+                });
+            }
+            let (mode, passed) = (&mode, entered.clone());
+            scope.spawn(move || {
+                mode.pass_by();
+                passed.send("entered").unwrap();
+            });
+            std::thread::sleep(RELEASING);
+            entered.send("given").unwrap();
+            drop(alone);
+        });
+        assert_eq!(order.try_iter().collect::<Vec<_>>(), ["given", "entered", "entered", "entered"]);
+        assert!(mode.alone().is_none(), "others have it open");
+    }
+
+    #[test]
+    fn contents_are_not_given_of_what_the_kernel_serves_or_somebody_writes() {
+        let backed = IoMode::default();
+        backed.enter(false, false, || Some(FILE));
+        assert!(backed.alone().is_none());
+        let written = IoMode::default();
+        written.enter(true, false, || None);
+        assert!(written.alone().is_none());
+    }
+
+    #[test]
     fn attributes_are_relied_on_as_long_as_nobody_writes() {
         let mode = IoMode::default();
         assert_eq!(mode.bypass(), Bypass::Never);
@@ -301,6 +379,10 @@ mod tests {
 
         fn name_changed(&self, _: NodeId, _: &Name) -> io::Result<()> {
             Ok(())
+        }
+
+        fn contents(&self, _: NodeId, _: &[u8]) -> io::Result<()> {
+            panic!("a mirrored file may change at any time")
         }
 
         fn all_names_changed(&self) -> io::Result<()> {
@@ -342,9 +424,14 @@ mod tests {
         let LookedUp::Found(found) = vfs.lookup(NodeId::ROOT, &Name::new(b"file").unwrap()).unwrap() else {
             panic!("the file is there");
         };
+        let policy = Policy { splice: false, splice_min: 0 };
+        let mut engine =
+            Engine::new(policy, Arc::new(ZeroSource::new().unwrap()), PAGE, Arc::default()).unwrap();
         for flags in [libc::O_RDONLY, libc::O_RDWR] {
             let (way, handle) = vfs
-                .open(&Caller::DAEMON, found.id, OpenFlags(flags), |handle| (handle.way, handle.id))
+                .open(&Caller::DAEMON, found.id, OpenFlags(flags), &mut engine, |handle| {
+                    (handle.way, handle.id)
+                })
                 .unwrap();
             assert_eq!(way, Way::Cached);
             vfs.release(handle).unwrap();

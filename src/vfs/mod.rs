@@ -10,6 +10,7 @@ mod iomode;
 mod length;
 mod names;
 mod poll;
+mod prefetch;
 mod turns;
 mod unopened;
 mod writeback;
@@ -74,6 +75,12 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// Those of the transport.
     fn name_changed(&self, dir: NodeId, name: &Name) -> io::Result<()>;
+    /// These are the contents of the file from its beginning. It waits for the locks of its pages, which reads hold until they are
+    /// answered, and overwrites what was written to them: not to be called while anybody has the file open.
+    ///
+    /// # Errors
+    /// Those of the transport.
+    fn contents(&self, id: NodeId, bytes: &[u8]) -> io::Result<()>;
     /// Every name may lead elsewhere now.
     ///
     /// # Errors

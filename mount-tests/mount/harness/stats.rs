@@ -39,6 +39,10 @@ impl Stats {
         self.number("/read/copied_bytes")
     }
 
+    pub(crate) fn prefetched_bytes(&self) -> u64 {
+        self.number("/read/prefetched_bytes")
+    }
+
     /// How often an operation was asked for; an operation that stats do not know counts as never.
     pub(crate) fn requests(&self, operation: &str) -> u64 {
         self.0.pointer("/requests").and_then(|map| map.get(operation)).and_then(Value::as_u64).unwrap_or(0)

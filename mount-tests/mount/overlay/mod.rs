@@ -14,6 +14,7 @@ mod many;
 mod mounted;
 mod noacl;
 mod peers;
+mod prefetch;
 mod recorded;
 mod scenarios;
 mod seal;

@@ -45,6 +45,8 @@ fn each_option_sets_its_field_and_no_other() {
         ("volatile", |o| o.volatile = true),
         ("fsync=0", |o| o.volatile = true),
         ("fsync=0,fsync=1", |_| ()),
+        ("prefetch=0", |o| o.prefetch = 0),
+        ("prefetch=64K", |o| o.prefetch = 65536),
         ("static_nlink", |o| o.static_nlink = true),
         ("nfs_export=off,verity=off", |_| ()),
     ];

@@ -102,6 +102,12 @@ pub(super) const SPECS: &[Spec] = &[
         |o, v| set(&mut o.overlay.volatile, values::zero_or_one(v).map(|on| !on)),
         "0 is volatile, 1 the default",
     )),
+    overlay(value(
+        "prefetch",
+        "SIZE",
+        |o, v| set(&mut o.overlay.prefetch, values::size(v)),
+        "files of lower layers up to this size come with the reply to their open, without being asked for (default: 32K); 0 for none",
+    )),
     overlay(flag(
         "static_nlink",
         |o| o.overlay.static_nlink = true,
