@@ -54,7 +54,12 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         }
         let own = own.map(|attr| attr.kind());
         let state = parent.dir.as_ref().ok_or(Errno::ENOTDIR)?;
-        if !node.alone.load(Ordering::Acquire) && self.is_below(parent, name)? {
+        // What has a name and nothing in the upper layer under it is below.
+        let is_below = match own {
+            None if node.upper().is_none() => true,
+            _ => !node.alone.load(Ordering::Acquire) && self.is_below(parent, name)?,
+        };
+        if is_below {
             upper.hide(&dir, state.hides(), name, own)?;
         } else if let Some(kind) = own {
             upper.remove(&dir, name, kind)?;

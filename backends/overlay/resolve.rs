@@ -88,14 +88,27 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     pub(crate) fn child(&self, parent: &Arc<Node<L, U>>, name: &Name) -> Result<Option<Arc<Node<L, U>>>> {
         let state = parent.dir.as_ref().ok_or(Errno::ENOTDIR)?;
         let _entries = state.entries.read();
-        if let (Some(upper), Some(dir)) = (&self.upper, parent.upper())
-            && !name.as_bytes().starts_with(DOT_WHITEOUT)
-            && let Some(entry) = entry_of(&upper.layer, dir, name)?
+        if name.as_bytes().starts_with(DOT_WHITEOUT) {
+            return Ok(None);
+        }
+        let own = self.upper_entry(parent, name)?;
+        if let Some(entry) = &own
             && let Some(node) = self.nodes.known(&Key::Upper(entry.node.id()))
         {
             return Ok(Some(node));
         }
-        Ok(self.find(parent, name)?.map(|entry| entry.node))
+        match self.resolve_from(parent, name, own)? {
+            Some(found) => self.node_of(parent, name, found).map(|entry| Some(entry.node)),
+            None => Ok(None),
+        }
+    }
+
+    /// What the upper layer has under `name`.
+    fn upper_entry(&self, parent: &Arc<Node<L, U>>, name: &Name) -> Result<Option<Entry<U::Node>>> {
+        match (&self.upper, parent.upper()) {
+            (Some(upper), Some(dir)) => entry_of(&upper.layer, dir, name),
+            _ => Ok(None),
+        }
     }
 
     /// The node for what was found under `name`.
@@ -154,11 +167,21 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         if name.as_bytes().starts_with(DOT_WHITEOUT) {
             return Ok(None);
         }
+        self.resolve_from(parent, name, self.upper_entry(parent, name)?)
+    }
+
+    /// The same, where `own` is what the upper layer has under `name`.
+    fn resolve_from(
+        &self,
+        parent: &Arc<Node<L, U>>,
+        name: &Name,
+        own: Option<Entry<U::Node>>,
+    ) -> Result<Option<Found<L, U>>> {
         let mut search = Search { dirs: parent.lowers().iter().cloned().collect(), path: vec![name.clone()] };
         let mut found = None;
         if let (Some(upper), Some(dir), Some(state)) = (&self.upper, parent.upper(), &parent.dir) {
             let below = self.below(!search.dirs.is_empty(), 0, || self.is_impure(parent))?;
-            match self.look(&upper.layer, dir, state.hides(), name, below)? {
+            match self.look_at(&upper.layer, dir, state.hides(), name, below, own)? {
                 Here::Nothing => {}
                 Here::Hidden => return Ok(None),
                 Here::Is(hit) => {
@@ -326,7 +349,20 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         name: &Name,
         below: Beneath,
     ) -> Result<Here<B::Node>> {
-        let Some(entry) = entry_of(layer, dir, name)? else {
+        self.look_at(layer, dir, hides, name, below, entry_of(layer, dir, name)?)
+    }
+
+    /// The same, where `entry` is the layer's of that name.
+    fn look_at<B: Layer>(
+        &self,
+        layer: &B,
+        dir: &Arc<B::Node>,
+        hides: &Hides,
+        name: &Name,
+        below: Beneath,
+        entry: Option<Entry<B::Node>>,
+    ) -> Result<Here<B::Node>> {
+        let Some(entry) = entry else {
             let hidden = below.same && Self::is_dot_hidden(layer, dir, hides, name)?;
             return Ok(if hidden { Here::Hidden } else { Here::Nothing });
         };

@@ -85,10 +85,6 @@ impl<U: Layer> Changes<U> {
         self.devices
     }
 
-    fn make_whiteout(&self, dir: &Arc<U::Node>, name: &Name) -> Result<()> {
-        self.layer.make(&Caller::DAEMON, dir, name, Make::Node(libc::S_IFCHR, 0)).map(drop)
-    }
-
     /// Hides `name` of the layers below, in one step with the removal of what the upper layer has under it.
     pub(crate) fn hide(
         &self,
@@ -99,7 +95,7 @@ impl<U: Layer> Changes<U> {
     ) -> Result<()> {
         let Some(kind) = own else {
             return if self.devices {
-                self.make_whiteout(dir, name)
+                self.layer.make_whiteout(dir, name)
             } else {
                 self.hide_by_dot(dir, hides, name)
             };
@@ -110,7 +106,7 @@ impl<U: Layer> Changes<U> {
             return self.remove(dir, name, kind);
         }
         let temp = self.temp()?;
-        self.make_whiteout(&self.work, &temp)?;
+        self.layer.make_whiteout(&self.work, &temp)?;
         let exchange = if kind == FileKind::Directory { libc::RENAME_EXCHANGE } else { 0 };
         if let Err(e) = self.rename((&self.work, &temp), (dir, name), exchange) {
             self.discard(&self.work, &temp);
@@ -198,7 +194,7 @@ fn refuse_incompatible<U: Layer>(layer: &U, work: &Arc<U::Node>, volatile: bool)
 /// refusal elsewhere has another reason.
 fn whiteouts_are_devices<U: Layer>(layer: &U, work: &Arc<U::Node>) -> Result<bool> {
     let (first, second) = (Name::new(b"#first")?, Name::new(b"#second")?);
-    let tried = layer.make(&Caller::DAEMON, work, &first, Make::Node(libc::S_IFCHR, 0)).and_then(|_| {
+    let tried = layer.make_whiteout(work, &first).and_then(|()| {
         let whiteout = RenameFlags(libc::RENAME_WHITEOUT);
         layer.rename(&Caller::DAEMON, (work, &first), (work, &second), whiteout)
     });
@@ -228,14 +224,17 @@ fn wipe<U: Layer>(layer: &U, dir: &Arc<U::Node>, name: &Name, attr: &Attr, deepe
         return Err(Error::fault(Errno::ELOOP, "the work directory is too deep"));
     }
     let node = layer.lookup(dir, name)?.node;
-    let mut names = Vec::new();
+    let mut entries = Vec::new();
     each_entry(layer, &node, |entry| {
-        names.push(entry.name.to_vec());
+        entries.push((entry.name.to_vec(), entry.kind));
         ControlFlow::Continue(())
     })?;
-    for below in names {
+    for (below, kind) in entries {
         let below = Name::new(&below)?;
-        if let Some(entry) = entry_of(layer, &node, &below)? {
+        if kind == FileKind::CharDevice {
+            // A whiteout, as nearly always: looked up, it would be a file that somebody knows and may go on using.
+            layer.unlink(&node, &below)?;
+        } else if let Some(entry) = entry_of(layer, &node, &below)? {
             wipe(layer, &node, &below, &entry.attr, deepest - 1)?;
         }
     }

@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{CWD, OFlags, StatxAttributes};
+use rustix::fs::{CWD, FileType, Mode, OFlags, StatxAttributes, makedev, mknodat};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use splicefs_core::sys::mount::seal;
-use splicefs_core::{Errno, FileHandle, FileKind, Layer, Protection, Result, sys};
+use splicefs_core::{Errno, FileHandle, FileKind, Layer, Name, Protection, Result, sys};
 
 use crate::node::Nodes;
 use crate::stat;
@@ -166,6 +166,13 @@ impl Layer for Passthrough {
             Err(e) if matches!(e.errno(), Errno::ESTALE | Errno::EINVAL) => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    fn make_whiteout(&self, dir: &Arc<Node>, name: &Name) -> Result<()> {
+        // Nobody is to know it, so that it need not be looked at.
+        let dir = self.tree.descriptor(dir)?;
+        let no_permissions = Mode::empty();
+        Ok(mknodat(&*dir, name.as_c_str(), FileType::CharacterDevice, no_permissions, makedev(0, 0))?)
     }
 
     fn protection(&self, node: &Arc<Node>) -> Result<Protection> {

@@ -4,8 +4,10 @@ use std::ops::BitOr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Make};
 use crate::error::Result;
+use crate::name::Name;
+use crate::sys::creds::Caller;
 
 /// A file handle as name_to_handle_at(2) gives it: it leads to one file for ever, by whatever name.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
@@ -74,6 +76,13 @@ pub trait Layer: Backend {
     /// # Errors
     /// Those of finding the node.
     fn protection(&self, node: &Arc<Self::Node>) -> Result<Protection>;
+    /// Makes a character device 0/0, of the daemon's and without permissions: what hides a name of the layers below.
+    ///
+    /// # Errors
+    /// Those of mknod(2).
+    fn make_whiteout(&self, dir: &Arc<Self::Node>, name: &Name) -> Result<()> {
+        self.make(&Caller::DAEMON, dir, name, Make::Node(libc::S_IFCHR, 0)).map(drop)
+    }
     /// The descriptor that holds the contents of an open file, to be cloned or copied from and to by the kernel;
     /// `None` where there is no single one.
     fn descriptor<'f>(&self, file: &'f Self::File) -> Option<BorrowedFd<'f>>;

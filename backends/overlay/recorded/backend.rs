@@ -405,6 +405,11 @@ impl<B: Layer> Layer for Recorded<B> {
         self.inner.inode_of(handle)
     }
 
+    fn make_whiteout(&self, dir: &Arc<B::Node>, name: &Name) -> Result<()> {
+        // A device has no record.
+        self.inner.make_whiteout(dir, name)
+    }
+
     fn protection(&self, node: &Arc<B::Node>) -> Result<Protection> {
         self.inner.protection(node)
     }
