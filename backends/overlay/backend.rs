@@ -137,7 +137,11 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
     }
 
     fn is_worth_prefetching(&self, file: &Self::File) -> bool {
-        file.is_lower() && !file.node.offered.swap(true, Ordering::Relaxed)
+        !file.node.prefetched.load(Ordering::Relaxed) && file.is_lower()
+    }
+
+    fn prefetched(&self, file: &Self::File) {
+        file.node.prefetched.store(true, Ordering::Relaxed);
     }
 
     fn only_grows(&self, file: &Self::File) -> Result<bool> {

@@ -149,8 +149,8 @@ pub struct Node<L: Layer, U: Layer> {
     pub(crate) metacopy: AtomicBool,
     /// Under the node's one name no lower layer shows anything: it need not be looked for when the name goes.
     pub(crate) alone: AtomicBool,
-    /// The contents were offered to the kernel with an open.
-    pub(crate) offered: AtomicBool,
+    /// The contents have been given to the kernel with an open, or need not be.
+    pub(crate) prefetched: AtomicBool,
     /// Names that were removed from a file that is in a lower layer only.
     pub(crate) removed: AtomicU32,
     /// How many names a file in the index has.
@@ -327,7 +327,7 @@ impl<L: Layer, U: Layer> Nodes<L, U> {
                 lowers: parts.lowers,
                 metacopy: AtomicBool::new(parts.metacopy),
                 alone: AtomicBool::new(false),
-                offered: AtomicBool::new(false),
+                prefetched: AtomicBool::new(false),
                 removed: AtomicU32::new(0),
                 links: Mutex::new(parts.links),
                 place: Mutex::new(parts.place),

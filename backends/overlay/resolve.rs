@@ -77,10 +77,7 @@ struct Search<L: Layer> {
 impl<L: Layer, U: Layer> Overlay<L, U> {
     /// The node that `name` leads to, and its attributes.
     pub(crate) fn find(&self, parent: &Arc<Node<L, U>>, name: &Name) -> Result<Option<Entry<Node<L, U>>>> {
-        match self.resolve(parent, name)? {
-            Some(found) => self.node_of(parent, name, found).map(Some),
-            None => Ok(None),
-        }
+        self.resolve(parent, name)?.map(|found| self.node_of(parent, name, found)).transpose()
     }
 
     /// The node that `name` leads to, for one who is about to change the name. The kernel has looked it up, so that as a rule
@@ -97,10 +94,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         {
             return Ok(Some(node));
         }
-        match self.resolve_from(parent, name, own)? {
-            Some(found) => self.node_of(parent, name, found).map(|entry| Some(entry.node)),
-            None => Ok(None),
-        }
+        let found = self.resolve_from(parent, name, own)?;
+        found.map(|found| Ok(self.node_of(parent, name, found)?.node)).transpose()
     }
 
     /// What the upper layer has under `name`.
@@ -181,7 +176,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let mut found = None;
         if let (Some(upper), Some(dir), Some(state)) = (&self.upper, parent.upper(), &parent.dir) {
             let below = self.below(!search.dirs.is_empty(), 0, || self.is_impure(parent))?;
-            match self.look_at(&upper.layer, dir, state.hides(), name, below, own)? {
+            match self.look(&upper.layer, dir, state.hides(), name, own, below)? {
                 Here::Nothing => {}
                 Here::Hidden => return Ok(None),
                 Here::Is(hit) => {
@@ -271,7 +266,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         };
         for (step, name) in way.iter().enumerate() {
             let below = self.below_lower(search, index, &at, &hides)?;
-            let hit = match self.look(layer, &at, &hides, name, below)? {
+            let hit = match self.look(layer, &at, &hides, name, entry_of(layer, &at, name)?, below)? {
                 Here::Nothing => return Ok(None),
                 Here::Is(hit) if hit.entry.attr.kind() == FileKind::Directory => hit,
                 Here::Hidden | Here::Is(_) => {
@@ -289,7 +284,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             }
         }
         let below = self.below_lower(search, index, &at, &hides)?;
-        match self.look(layer, &at, &hides, last, below)? {
+        match self.look(layer, &at, &hides, last, entry_of(layer, &at, last)?, below)? {
             Here::Nothing => Ok(None),
             Here::Hidden => {
                 search.dirs.clear();
@@ -339,7 +334,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         Ok(())
     }
 
-    /// What one layer has under `name`. `below` says what there may be for it to hide
+    /// What one layer has under `name`, where its `entry` is; `below` says what there may be for it to hide
     /// or to share.
     fn look<B: Layer>(
         &self,
@@ -347,20 +342,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         dir: &Arc<B::Node>,
         hides: &Hides,
         name: &Name,
-        below: Beneath,
-    ) -> Result<Here<B::Node>> {
-        self.look_at(layer, dir, hides, name, below, entry_of(layer, dir, name)?)
-    }
-
-    /// The same, where `entry` is the layer's of that name.
-    fn look_at<B: Layer>(
-        &self,
-        layer: &B,
-        dir: &Arc<B::Node>,
-        hides: &Hides,
-        name: &Name,
-        below: Beneath,
         entry: Option<Entry<B::Node>>,
+        below: Beneath,
     ) -> Result<Here<B::Node>> {
         let Some(entry) = entry else {
             let hidden = below.same && Self::is_dot_hidden(layer, dir, hides, name)?;

@@ -233,7 +233,10 @@ fn wipe<U: Layer>(layer: &U, dir: &Arc<U::Node>, name: &Name, attr: &Attr, deepe
         let below = Name::new(&below)?;
         if kind == FileKind::CharDevice {
             // A whiteout, as nearly always: looked up, it would be a file that somebody knows and may go on using.
-            layer.unlink(&node, &below)?;
+            match layer.unlink(&node, &below) {
+                Err(e) if e.errno() != Errno::ENOENT => return Err(e),
+                _ => {}
+            }
         } else if let Some(entry) = entry_of(layer, &node, &below)? {
             wipe(layer, &node, &below, &entry.attr, deepest - 1)?;
         }

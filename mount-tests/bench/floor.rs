@@ -26,7 +26,6 @@ const FILE: u64 = 1;
 const ZEROS: &[u8] = &[0; 1 << 20];
 
 /// What a node of the source has.
-#[derive(Default)]
 struct Shown {
     size: u64,
     entries: Vec<(OsString, INodeNo)>,
@@ -35,10 +34,11 @@ struct Shown {
 /// A node is a number, and nothing else, unless it is shown.
 struct Floor {
     next: AtomicU64,
+    owner: (u32, u32),
     shown: HashMap<INodeNo, Shown>,
 }
 
-fn attr(ino: INodeNo, size: u64) -> FileAttr {
+fn attr(ino: INodeNo, size: u64, (uid, gid): (u32, u32)) -> FileAttr {
     let is_file = ino != INodeNo::ROOT && ino.0 & FILE != 0;
     let (kind, perm) = if is_file { (FileType::RegularFile, 0o644) } else { (FileType::Directory, 0o777) };
     let time = SystemTime::UNIX_EPOCH;
@@ -53,8 +53,8 @@ fn attr(ino: INodeNo, size: u64) -> FileAttr {
         ctime: time,
         crtime: time,
         nlink: 1,
-        uid: rustix::process::getuid().as_raw(),
-        gid: rustix::process::getgid().as_raw(),
+        uid,
+        gid,
         rdev: 0,
         blksize: 4096,
         flags: 0,
@@ -67,11 +67,11 @@ impl Floor {
     }
 
     fn new_node(&self, kind: u64) -> FileAttr {
-        attr(self.new_id(kind), 0)
+        attr(self.new_id(kind), 0, self.owner)
     }
 
     fn attr(&self, ino: INodeNo) -> FileAttr {
-        attr(ino, self.shown.get(&ino).map_or(0, |shown| shown.size))
+        attr(ino, self.shown.get(&ino).map_or(0, |shown| shown.size), self.owner)
     }
 
     fn entries(&self, ino: INodeNo) -> &[(OsString, INodeNo)] {
@@ -245,7 +245,8 @@ fn main() -> io::Result<()> {
     let mut config = Config::default();
     config.mount_options = vec![MountOption::FSName("floor".into()), MountOption::DefaultPermissions];
     config.n_threads = Some(threads);
-    let mut floor = Floor { next: AtomicU64::new(2), shown: HashMap::new() };
+    let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let mut floor = Floor { next: AtomicU64::new(2), owner, shown: HashMap::new() };
     if let Some(source) = arguments.next() {
         floor.show(INodeNo::ROOT, Path::new(&source))?;
     }

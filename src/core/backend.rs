@@ -249,11 +249,13 @@ pub trait Backend: Send + Sync + 'static {
     /// must be asked.
     fn backing(&self, file: &Self::File) -> Option<Arc<OwnedFd>>;
     /// Whether the contents of a file that was opened for reading, and that nobody has open otherwise, should go into the kernel's page
-    /// cache at once: until somebody opens the file for writing or truncates it they stay what they are, and the kernel has not been
-    /// offered them before.
+    /// cache at once: until somebody opens the file for writing or truncates it they stay what they are, and they were not
+    /// [prefetched](Backend::prefetched) before.
     fn is_worth_prefetching(&self, _file: &Self::File) -> bool {
         false
     }
+    /// The contents have been prefetched, or are too many.
+    fn prefetched(&self, _file: &Self::File) {}
     /// Whether an open file takes nothing but what is appended (`chattr +a`), and so no pages of a cache.
     fn only_grows(&self, _file: &Self::File) -> Result<bool> {
         Ok(false)

@@ -89,10 +89,12 @@ impl IoMode {
         better_be_asked: bool,
         backing: impl FnOnce() -> Option<BackingId>,
     ) -> Way {
-        let mut state = self.given();
+        let mut state = self.state.lock();
         if better_be_asked && state.backing.is_some() {
             self.free.wait_while_for(&mut state, |state| state.open > 0, RELEASING);
         }
+        // Last, for the wait before lets others in.
+        self.wait_until_given(&mut state);
         if state.open == 0 {
             state.backing = backing();
         }
@@ -107,16 +109,14 @@ impl IoMode {
         }
     }
 
-    /// The state, once the kernel is not being given the contents.
-    fn given(&self) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock();
-        self.free.wait_while(&mut state, |state| state.prefetching);
-        state
+    /// Waits while the kernel is being given the contents.
+    fn wait_until_given(&self, state: &mut MutexGuard<'_, State>) {
+        self.free.wait_while(state, |state| state.prefetching);
     }
 
     /// One who opens the node without entering waits as those do.
     pub(super) fn pass_by(&self) {
-        drop(self.given());
+        self.wait_until_given(&mut self.state.lock());
     }
 
     /// Keeps others from entering, for one that has entered and is not known to the kernel yet, to give it the contents: if nobody else
@@ -335,6 +335,36 @@ mod tests {
         });
         assert_eq!(order.try_iter().collect::<Vec<_>>(), ["given", "entered", "entered", "entered"]);
         assert!(mode.alone().is_none(), "others have it open");
+    }
+
+    /// The wait for a file to be closed lets others in, the first of whom may be giving the contents when it ends.
+    #[test]
+    fn regression_who_waits_for_others_to_close_waits_for_the_contents_as_well() {
+        for _ in 0..100 {
+            let mode = IoMode::default();
+            mode.enter(false, false, || Some(FILE));
+            let (entered, order) = mpsc::channel();
+            let was_alone = std::thread::scope(|scope| {
+                let by = &mode;
+                scope.spawn(move || {
+                    by.enter(true, true, || None);
+                    entered.send(()).unwrap();
+                });
+                std::thread::sleep(RELEASING / 10);
+                mode.leave(false);
+                mode.enter(false, false, || None);
+                // Nobody is where the writer was faster, or had not begun to wait.
+                let Some(alone) = mode.alone() else { return false };
+                std::thread::sleep(2 * RELEASING);
+                assert!(order.try_recv().is_err(), "it entered while the contents were given");
+                drop(alone);
+                true
+            });
+            if was_alone {
+                return;
+            }
+        }
+        panic!("the writer was always faster");
     }
 
     #[test]

@@ -30,12 +30,17 @@ impl<B: Backend> Vfs<B> {
 
     fn give_contents(&self, caller: &Caller, handle: &Handle, engine: &mut Engine) -> Result<()> {
         let open = self.files.get(handle.id)?;
+        // Before any lock, for the many that have been; what it says counts under the locks.
+        if !self.backend.is_worth_prefetching(&open.file) {
+            return Ok(());
+        }
         // First the length: whoever truncates waits with that in hand for those who open.
         let _length = open.used.length.keep(caller.pid, || Ok(false))?;
         let Some(_alone) = open.used.io_mode.alone() else { return Ok(()) };
         if !self.backend.is_worth_prefetching(&open.file) {
             return Ok(());
         }
+        self.backend.prefetched(&open.file);
         let most = self.caching.prefetch;
         let span = Span { offset: 0, len: most.saturating_add(1) };
         let mut given = Ok(());
