@@ -218,13 +218,22 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let key = Key::Upper(entry.node.id());
         let hides = (kind == FileKind::Directory).then(Hides::none);
         let lowers = SmallVec::new();
-        let parts =
-            Parts { kind, ino, upper: Some(entry.node), lowers, metacopy: false, links: None, hides, place };
+        let parts = Parts {
+            kind,
+            ino,
+            upper: Some(entry.node),
+            lowers,
+            metacopy: false,
+            links: None,
+            linked: false,
+            protection: Some(Protection::default()),
+            hides,
+            place,
+        };
         let node = self.nodes.intern(Some(key), parts);
         if let Some(state) = &node.dir {
             state.impure.get_or_init(|| AtomicBool::new(false));
         }
-        *node.protection.lock() = Some(Protection::default());
         let attr = self.shown(&node, entry.attr)?;
         Ok(Entry { node, attr })
     }

@@ -78,6 +78,11 @@ pub(crate) fn open<U: Layer>(layer: &U, outer: &Arc<U::Node>, marks: Marks) -> R
     Ok(index)
 }
 
+/// Whether a file has several names.
+pub(crate) fn is_linked(attr: &Attr) -> bool {
+    attr.kind() != FileKind::Directory && attr.nlink > 1
+}
+
 impl<L: Layer, U: Layer> Overlay<L, U> {
     /// Whether hard links of files of this lower layer stay one file.
     pub(crate) fn keeps_links(&self, layer: usize) -> bool {
@@ -104,10 +109,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     pub(crate) fn indexed(&self, lower: &LowerNode<L>, attr: &Attr) -> Option<(&Changes<U>, &Arc<U::Node>)> {
         let upper = self.upper.as_ref()?;
         let index = upper.index.as_ref()?;
-        let linked = attr.kind() != FileKind::Directory && attr.nlink > 1;
         // Users' attributes are for regular files alone.
         let marked = self.config.namespace == Namespace::Trusted || attr.kind() == FileKind::Regular;
-        (linked && marked && self.has_handles[lower.layer]).then_some((upper, index))
+        (is_linked(attr) && marked && self.has_handles[lower.layer]).then_some((upper, index))
     }
 
     /// How many names an upper file has, if it is in the index. `lower` tells the number of its lower file's.

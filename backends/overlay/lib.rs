@@ -125,6 +125,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                 lowers: merged,
                 metacopy: false,
                 links: None,
+                linked: false,
+                protection: None,
                 hides,
                 place: Place::Root,
             },

@@ -151,6 +151,8 @@ pub struct Node<L: Layer, U: Layer> {
     pub(crate) alone: AtomicBool,
     /// The contents have been given to the kernel with an open, or need not be.
     pub(crate) prefetched: AtomicBool,
+    /// The topmost counterpart had several names when it was found.
+    pub(crate) linked: bool,
     /// Names that were removed from a file that is in a lower layer only.
     pub(crate) removed: AtomicU32,
     /// How many names a file in the index has.
@@ -174,6 +176,10 @@ pub(crate) struct Parts<L: Layer, U: Layer> {
     pub(crate) metacopy: bool,
     /// How many names a file in the index has.
     pub(crate) links: Option<u32>,
+    /// The topmost counterpart has several names.
+    pub(crate) linked: bool,
+    /// What it is protected from, if that is known.
+    pub(crate) protection: Option<Protection>,
     /// Of a directory: what is known of the upper one's whiteouts.
     pub(crate) hides: Option<Arc<Hides>>,
     pub(crate) place: Place<L, U>,
@@ -328,10 +334,11 @@ impl<L: Layer, U: Layer> Nodes<L, U> {
                 metacopy: AtomicBool::new(parts.metacopy),
                 alone: AtomicBool::new(false),
                 prefetched: AtomicBool::new(false),
+                linked: parts.linked,
                 removed: AtomicU32::new(0),
                 links: Mutex::new(parts.links),
                 place: Mutex::new(parts.place),
-                protection: Mutex::new(None),
+                protection: Mutex::new(parts.protection),
                 copying: Mutex::new(()),
                 dir,
                 nodes: self.clone(),

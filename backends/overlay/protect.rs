@@ -69,7 +69,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         }
         let protection = match (&self.upper, node.upper()) {
             (Some(upper), Some(counterpart)) => {
-                let own = upper.layer.protection(counterpart)?;
+                let own = upper.layer.getattr(counterpart, None)?.protection;
                 let mark = match self.marks.get(&upper.layer, counterpart, Mark::Protattr, MARK_MAX) {
                     Err(e) if e.errno() == Errno::ERANGE => {
                         log::warn!("a mark that this version does not know: protattr is too long");
@@ -81,7 +81,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             }
             _ => {
                 let lower = Self::topmost(node)?;
-                self.lowers[lower.layer].layer.protection(&lower.node)?
+                self.lowers[lower.layer].layer.getattr(&lower.node, None)?.protection
             }
         };
         *known = Some(protection);

@@ -48,7 +48,38 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         if directory && !self.listing_locked(&node)?.is_empty() {
             return Err(Errno::ENOTEMPTY.into());
         }
-        let own = entry_of(&upper.layer, &dir, name)?.map(|entry| entry.attr);
+        let own = if self.is_only_below(upper, parent, name, &node) {
+            upper.layer.make_whiteout(&dir, name)?;
+            false
+        } else {
+            self.remove_from(upper, (parent, &dir), name, &node)?
+        };
+        self.removed(parent, name, &node, own);
+        drop(locks);
+        Ok(())
+    }
+
+    /// Whether it is known without a look that the upper layer has nothing under the name of `node`, so that a whiteout is all
+    /// it takes; if somebody has put something there behind the mount, there is no making one.
+    fn is_only_below(
+        &self,
+        upper: &Changes<U>,
+        parent: &Arc<Node<L, U>>,
+        name: &Name,
+        node: &Arc<Node<L, U>>,
+    ) -> bool {
+        upper.devices() && node.upper().is_none() && node.is_at(parent, name)
+    }
+
+    /// Removes the name of `node` from the upper directory, and hides what is below; whether there was something to remove.
+    fn remove_from(
+        &self,
+        upper: &Changes<U>,
+        (parent, dir): (&Arc<Node<L, U>>, &Arc<U::Node>),
+        name: &Name,
+        node: &Arc<Node<L, U>>,
+    ) -> Result<bool> {
+        let own = entry_of(&upper.layer, dir, name)?.map(|entry| entry.attr);
         if own.as_ref().is_some_and(is_whiteout_device) {
             return Err(Errno::ENOENT.into());
         }
@@ -60,19 +91,17 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             _ => !node.alone.load(Ordering::Acquire) && self.is_below(parent, name)?,
         };
         if is_below {
-            upper.hide(&dir, state.hides(), name, own)?;
+            upper.hide(dir, state.hides(), name, own)?;
         } else if let Some(kind) = own {
-            upper.remove(&dir, name, kind)?;
+            upper.remove(dir, name, kind)?;
         }
-        self.removed(parent, name, &node, own.is_some());
-        drop(locks);
-        Ok(())
+        Ok(own.is_some())
     }
 
     /// A lower file of several names must be in the index before one of them goes, or the number of those left would be
     /// forgotten (`ovl_nlink_start`).
     pub(crate) fn before_removal(&self, node: &Arc<Node<L, U>>) -> Result<()> {
-        if node.upper().is_some() {
+        if node.upper().is_some() || !node.linked {
             return Ok(());
         }
         let lower = Self::topmost(node)?;

@@ -8,6 +8,7 @@ use splicefs_core::{Attr, Entry, Errno, Error, FileKind, Identified, Layer, Name
 
 use crate::Overlay;
 use crate::config::Redirect;
+use crate::index::is_linked;
 use crate::marks::{self, DOT_WHITEOUT, Mark, Opaque, Way, entry_of};
 use crate::node::{Hides, Key, LowerNode, Node, Parts, Place};
 
@@ -117,7 +118,21 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let from_upper = upper.is_some();
         let key = self.key(parent, name, upper.as_ref(), &lowers, &attr);
         let place = Place::At(parent.clone(), name.clone());
-        let parts = Parts { kind: attr.kind(), ino, upper, lowers, metacopy, links, hides, place };
+        // An upper file may have a mark besides.
+        let protection = (!from_upper).then_some(attr.protection);
+        let linked = is_linked(&attr);
+        let parts = Parts {
+            kind: attr.kind(),
+            ino,
+            upper,
+            lowers,
+            metacopy,
+            links,
+            linked,
+            protection,
+            hides,
+            place,
+        };
         let node = self.nodes.intern(Some(key), parts);
         if node.is_dir() || matches!(node.place(), Place::Nowhere) {
             self.settle(&node, parent, name);
@@ -150,8 +165,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             return Key::Upper(node.id());
         }
         let LowerNode { layer, node, .. } = &lowers[0];
-        let linked = attr.kind() != FileKind::Directory && attr.nlink > 1;
-        if linked && self.upper.is_some() && self.indexed(&lowers[0], attr).is_none() {
+        if is_linked(attr) && self.upper.is_some() && self.indexed(&lowers[0], attr).is_none() {
             return Key::named(parent.id, name);
         }
         Key::lower(*layer, node.id())

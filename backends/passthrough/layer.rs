@@ -5,14 +5,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, StatxAttributes, makedev, mknodat};
+use rustix::fs::{CWD, OFlags};
 use rustix::mount::{OpenTreeFlags, open_tree};
 use splicefs_core::sys::mount::seal;
-use splicefs_core::{Errno, FileHandle, FileKind, Layer, Name, Protection, Result, sys};
+use splicefs_core::{Errno, FileHandle, FileKind, Layer, Name, Result, sys};
 
 use crate::node::Nodes;
 use crate::stat;
 use crate::tree::{Covered, Tree, open_directory};
+use crate::whiteout::Whiteouts;
 use crate::{File, Node, Passthrough};
 
 /// A directory that becomes a layer, and how.
@@ -48,6 +49,7 @@ pub(crate) struct Held {
     uuid: OnceLock<[u8; 16]>,
     /// The root, open for reading, once a handle had to be opened.
     readable: OnceLock<OwnedFd>,
+    whiteouts: Whiteouts,
 }
 
 fn io_error(e: &splicefs_core::Error) -> io::Error {
@@ -171,16 +173,7 @@ impl Layer for Passthrough {
     fn make_whiteout(&self, dir: &Arc<Node>, name: &Name) -> Result<()> {
         // Nobody is to know it, so that it need not be looked at.
         let dir = self.tree.descriptor(dir)?;
-        let no_permissions = Mode::empty();
-        Ok(mknodat(&*dir, name.as_c_str(), FileType::CharacterDevice, no_permissions, makedev(0, 0))?)
-    }
-
-    fn protection(&self, node: &Arc<Node>) -> Result<Protection> {
-        let flags = self.tree.statx(node)?.stx_attributes;
-        Ok(Protection {
-            append: flags.contains(StatxAttributes::APPEND),
-            immutable: flags.contains(StatxAttributes::IMMUTABLE),
-        })
+        self.held.whiteouts.make(&self.tree.nodes.descriptors, dir.as_fd(), name)
     }
 
     fn descriptor<'f>(&self, file: &'f File) -> Option<BorrowedFd<'f>> {

@@ -18,6 +18,7 @@ mod setattr;
 mod stat;
 mod tree;
 mod watch;
+mod whiteout;
 mod xattr;
 
 use std::path::PathBuf;

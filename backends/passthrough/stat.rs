@@ -3,8 +3,8 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::fs::{AtFlags, Statx, StatxFlags, StatxTimestamp, statx};
-use splicefs_core::{Attr, FileKind, Result, Timestamp};
+use rustix::fs::{AtFlags, Statx, StatxAttributes, StatxFlags, StatxTimestamp, statx};
+use splicefs_core::{Attr, FileKind, Protection, Result, Timestamp};
 
 /// What tells one source file from every other, at any time of the mount's life.
 ///
@@ -98,6 +98,10 @@ pub(crate) fn attr(st: &Statx, root_dev: u64) -> Attr {
         gid: st.stx_gid,
         rdev: splicefs_core::device::encode(st.stx_rdev_major, st.stx_rdev_minor),
         blksize: st.stx_blksize,
+        protection: Protection {
+            append: st.stx_attributes.contains(StatxAttributes::APPEND),
+            immutable: st.stx_attributes.contains(StatxAttributes::IMMUTABLE),
+        },
     }
 }
 

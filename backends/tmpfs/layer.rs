@@ -3,7 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use splicefs_core::{FileHandle, Layer, Protection, Result};
+use splicefs_core::{FileHandle, Layer, Result};
 
 use crate::{File, Node, Tmpfs};
 
@@ -32,11 +32,6 @@ impl Layer for Tmpfs {
 
     fn inode_of(&self, _handle: &FileHandle) -> Result<Option<u64>> {
         Ok(None)
-    }
-
-    fn protection(&self, _node: &Arc<Self::Node>) -> Result<Protection> {
-        // There are no such flags.
-        Ok(Protection::default())
     }
 
     /// None: the limits would not know of what is written past them.

@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard, RwLock};
-use splicefs_core::{Attr, Caller, Errno, FileKind, Identified, NodeId, Result, Timestamp, ownership};
+use splicefs_core::{
+    Attr, Caller, Errno, FileKind, Identified, NodeId, Protection, Result, Timestamp, ownership,
+};
 
 use crate::content::Content;
 use crate::dir::Directory;
@@ -213,6 +215,8 @@ impl Node {
             gid: meta.gid,
             rdev,
             blksize: u32::try_from(PAGE).unwrap_or(u32::MAX),
+            // There are no such flags.
+            protection: Protection::default(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Attributes of nodes and of the file system.
 
+use std::ops::BitOr;
+
 /// A point in time, as the kernel keeps it: seconds before or after 1970 and nanoseconds after that second.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Timestamp {
@@ -88,6 +90,33 @@ pub struct Attr {
     pub rdev: u32,
     /// Preferred length of a read or write, in bytes.
     pub blksize: u32,
+    /// What its file system keeps everybody from doing to it (`stx_attributes` of statx(2)).
+    pub protection: Protection,
+}
+
+/// What keeps everybody, root included, from changing a file or its names.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Protection {
+    /// It only grows (`chattr +a`).
+    pub append: bool,
+    /// It does not change at all (`chattr +i`).
+    pub immutable: bool,
+}
+
+impl Protection {
+    /// Whether there is any.
+    #[must_use]
+    pub fn any(self) -> bool {
+        self.append || self.immutable
+    }
+}
+
+impl BitOr for Protection {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self { append: self.append || other.append, immutable: self.immutable || other.immutable }
+    }
 }
 
 impl Attr {

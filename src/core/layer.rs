@@ -1,6 +1,5 @@
 //! What a backend must tell besides to be a layer of an overlay.
 
-use std::ops::BitOr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -16,31 +15,6 @@ pub struct FileHandle {
     pub kind: i32,
     /// At most 128 bytes (`MAX_HANDLE_SZ`).
     pub bytes: Vec<u8>,
-}
-
-/// What keeps everybody, root included, from changing a file or its names.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct Protection {
-    /// It only grows (`chattr +a`).
-    pub append: bool,
-    /// It does not change at all (`chattr +i`).
-    pub immutable: bool,
-}
-
-impl Protection {
-    /// Whether there is any.
-    #[must_use]
-    pub fn any(self) -> bool {
-        self.append || self.immutable
-    }
-}
-
-impl BitOr for Protection {
-    type Output = Self;
-
-    fn bitor(self, other: Self) -> Self {
-        Self { append: self.append || other.append, immutable: self.immutable || other.immutable }
-    }
 }
 
 /// A backend that can be merged with others.
@@ -71,12 +45,8 @@ pub trait Layer: Backend {
     /// # Errors
     /// `EPERM` where the daemon may not ask (open_by_handle_at(2) needs CAP_DAC_READ_SEARCH).
     fn inode_of(&self, handle: &FileHandle) -> Result<Option<u64>>;
-    /// What the file system itself protects the node from.
-    ///
-    /// # Errors
-    /// Those of finding the node.
-    fn protection(&self, node: &Arc<Self::Node>) -> Result<Protection>;
-    /// Makes a character device 0/0, of the daemon's and without permissions: what hides a name of the layers below.
+    /// Makes a character device 0/0, of the daemon's and without permissions: what hides a name of the layers below. It may
+    /// be a further name of one that was made before.
     ///
     /// # Errors
     /// Those of mknod(2).

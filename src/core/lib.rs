@@ -21,7 +21,7 @@ mod table;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
-pub use attr::{Attr, FileKind, SetAttr, SetTime, StatFs, Timestamp};
+pub use attr::{Attr, FileKind, Protection, SetAttr, SetTime, StatFs, Timestamp};
 pub use backend::{
     Backend, CreateFlags, DirEntry, DirSink, Entry, Ioctl, Make, OpenFlags, Opened, Ownership, RenameFlags,
     SeekTo, WriteMode, XattrFlags,
@@ -30,7 +30,7 @@ pub use changes::{Change, Listener};
 pub use error::{Errno, Error, Fault, Result};
 pub use heap::HeapUse;
 pub use id::{Cookie, HandleId, NodeId};
-pub use layer::{FileHandle, Layer, Protection};
+pub use layer::{FileHandle, Layer};
 pub use living::Living;
 pub use name::Name;
 pub use plan::{CopyReason, FileExtent, ReadPlan, Segment, Span, Via};

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use splicefs_core::{
     Attr, Backend, Caller, Cookie, CreateFlags, DirEntry, DirSink, Entry, Errno, FileHandle, FileKind, Ioctl,
-    Layer, Make, Name, OpenFlags, Opened, Ownership, Protection, ReadPlan, RenameFlags, Result, SeekTo,
-    SetAttr, Span, StatFs, WriteMode, XattrFlags,
+    Layer, Make, Name, OpenFlags, Opened, Ownership, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span,
+    StatFs, WriteMode, XattrFlags,
 };
 
 use super::names::{Meant, Store};
@@ -408,10 +408,6 @@ impl<B: Layer> Layer for Recorded<B> {
     fn make_whiteout(&self, dir: &Arc<B::Node>, name: &Name) -> Result<()> {
         // A device has no record.
         self.inner.make_whiteout(dir, name)
-    }
-
-    fn protection(&self, node: &Arc<B::Node>) -> Result<Protection> {
-        self.inner.protection(node)
     }
 
     fn descriptor<'f>(&self, file: &'f Self::File) -> Option<BorrowedFd<'f>> {

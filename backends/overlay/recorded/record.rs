@@ -213,6 +213,7 @@ mod tests {
             gid: 0,
             rdev: 0,
             blksize: 512,
+            protection: splicefs_core::Protection::default(),
         };
         let shown = |text: &[u8], mode| Record::parse(text).and_then(|r| r.shown(&attr(mode)));
         let modes = |text: &[u8], mode| shown(text, mode).map(|attr| (attr.mode, attr.rdev));

@@ -2,9 +2,9 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use crate::attr::Protection;
 use crate::backend::Ioctl;
 use crate::error::{Errno, Result};
-use crate::layer::Protection;
 
 /// Requests that are passed on: each takes one flat structure of at most [`LARGEST`] bytes and no pointers in it
 /// (include/uapi/linux/fs.h). Everything else is refused: a pointer of the caller's means nothing

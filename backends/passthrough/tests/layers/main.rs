@@ -7,3 +7,4 @@ mod mounts;
 mod overlap;
 mod sealed;
 mod upper;
+mod whiteouts;
