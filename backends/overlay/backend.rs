@@ -11,14 +11,15 @@ use splicefs_core::{
 };
 
 use crate::file::File;
-use crate::node::{LowerNode, Node};
+use crate::lowers::LowerNode;
+use crate::node::Node;
 use crate::stream::Dir;
 use crate::{Overlay, copyup};
 
 impl<L: Layer, U: Layer> Overlay<L, U> {
     /// The target of a symbolic link of a lower layer.
     pub(crate) fn readlink_lower(&self, lower: &LowerNode<L>) -> Result<Vec<u8>> {
-        self.lowers[lower.layer].layer.readlink(&Caller::DAEMON, &lower.node)
+        self.lowers[lower.layer()].layer.readlink(&Caller::DAEMON, &lower.node)
     }
 }
 
@@ -218,7 +219,7 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
             }
             _ => {
                 let lower = Self::topmost(&dir.node)?;
-                let layer = &self.lowers[lower.layer].layer;
+                let layer = &self.lowers[lower.layer()].layer;
                 layer.ioctl_dir(&layer.opendir(&lower.node)?, request)
             }
         })
@@ -234,7 +235,7 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
 
     fn keeps_entries(&self, dir: &Self::Dir) -> bool {
         // One of several names of a lower file gets a number of its own when it is copied up.
-        let whole = |lower: &LowerNode<L>| self.keeps_links(lower.layer);
+        let whole = |lower: &LowerNode<L>| self.keeps_links(lower.layer());
         self.upper.is_none() || dir.node.lowers().iter().all(whole)
     }
 
@@ -251,7 +252,7 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
             (Some(upper), Some(root)) => upper.layer.statfs(root),
             _ => {
                 let lower = Self::topmost(&self.root)?;
-                self.lowers[lower.layer].layer.statfs(&lower.node)
+                self.lowers[lower.layer()].layer.statfs(&lower.node)
             }
         }
     }

@@ -17,8 +17,9 @@ use crate::Overlay;
 use crate::attributes::{self, XATTR_MAX, times};
 use crate::data::{self, Open};
 use crate::index;
+use crate::lowers::LowerNode;
 use crate::marks::Mark;
-use crate::node::{Key, LowerNode, Node, Place};
+use crate::node::{Node, Place};
 use crate::work::Changes;
 
 /// Who loses the race for a directory that is being renamed this often is told so.
@@ -105,7 +106,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     /// Makes the counterpart, complete in everything but its name.
     fn prepare(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>, need: Need) -> Result<Prepared<U>> {
         let lower = Self::topmost(node)?;
-        let layer = &self.lowers[lower.layer].layer;
+        let layer = &self.lowers[lower.layer()].layer;
         let attr = layer.getattr(&lower.node, None)?;
         let mut prepared = self.prepare_bare(upper, node, &attr)?;
         let finished = self.finish_prepared(upper, node, &attr, need, &mut prepared);
@@ -162,7 +163,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         prepared: &mut Prepared<U>,
     ) -> Result<()> {
         let lower = Self::topmost(node)?;
-        let layer = &self.lowers[lower.layer].layer;
+        let layer = &self.lowers[lower.layer()].layer;
         if let Some(file) = &prepared.file {
             prepared.metacopy = need == Need::Attributes && self.config.metacopy && attr.size > 0;
             let len = match need {
@@ -210,9 +211,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         if len == 0 {
             return Ok(());
         }
-        let LowerNode { layer, node: source, .. } = node.lowers().last().ok_or(Errno::ESTALE)?;
-        let layer = &self.lowers[*layer].layer;
-        let opened = layer.open(&Caller::DAEMON, source, OpenFlags(libc::O_RDONLY))?;
+        let lower = node.lowers().last().ok_or(Errno::ESTALE)?;
+        let layer = &self.lowers[lower.layer()].layer;
+        let opened = layer.open(&Caller::DAEMON, &lower.node, OpenFlags(libc::O_RDONLY))?;
         let from = Open { layer, file: &opened.file };
         data::copy(&from, &Open { layer: &upper.layer, file }, len, size)
     }
@@ -250,11 +251,11 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
 
     fn try_publish(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>, prepared: &Prepared<U>) -> Result<()> {
         // Whoever comes upon the counterpart must find this node by it, and not make another.
-        let key = Key::Upper(prepared.node.id());
-        self.nodes.add_key(node, &key);
+        let id = prepared.node.id();
+        self.nodes.announce(node, id);
         let shown = self.show(upper, node, prepared);
         if shown.is_err() {
-            self.nodes.remove_key(node, &key);
+            self.nodes.withdraw(node, id);
         }
         shown
     }

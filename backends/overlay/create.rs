@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use smallvec::SmallVec;
 use splicefs_core::{
     Caller, CreateFlags, Entry, Errno, FileKind, Identified, Layer, Make, Name, Opened, Protection, Result,
     SetAttr, XattrFlags,
@@ -12,8 +11,9 @@ use splicefs_core::{
 use crate::Overlay;
 use crate::copyup::Need;
 use crate::file::File;
+use crate::lowers::{Hides, Lowers};
 use crate::marks::{DOT_WHITEOUT, entry_of};
-use crate::node::{Hides, Key, Node, Parts, Place};
+use crate::node::{Key, Node, Parts, Place};
 use crate::work::Changes;
 
 const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
@@ -217,7 +217,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let ino = self.own_ino(entry.attr.ino);
         let key = Key::Upper(entry.node.id());
         let hides = (kind == FileKind::Directory).then(Hides::none);
-        let lowers = SmallVec::new();
+        let lowers = Lowers::default();
         let parts = Parts {
             kind,
             ino,

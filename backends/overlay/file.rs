@@ -73,8 +73,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             return self.open_upper(caller, node, flags);
         }
         let lower = node.lowers().last().ok_or(Errno::ESTALE)?;
-        let opened = self.lowers[lower.layer].layer.open(caller, &lower.node, flags)?;
-        Ok(File::new(node.clone(), flags, opened, |file| Real::Lower(lower.layer, file)))
+        let opened = self.lowers[lower.layer()].layer.open(caller, &lower.node, flags)?;
+        Ok(File::new(node.clone(), flags, opened, |file| Real::Lower(lower.layer(), file)))
     }
 
     fn open_upper(

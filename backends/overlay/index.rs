@@ -12,8 +12,9 @@ use splicefs_core::{Attr, Caller, Entry, Errno, FileKind, Layer, Make, Name, Res
 
 use crate::Overlay;
 use crate::config::Namespace;
+use crate::lowers::LowerNode;
 use crate::marks::{Mark, Marks, each_entry, entry_of, is_whiteout_device};
-use crate::node::{LowerNode, Node};
+use crate::node::Node;
 use crate::origin::{self, Origin};
 use crate::work::Changes;
 
@@ -92,7 +93,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     /// The origin of what is copied from a lower file, as it stands in the attribute; `None` where the file system has no
     /// handles.
     pub(crate) fn origin_of(&self, lower: &LowerNode<L>) -> Result<Option<Vec<u8>>> {
-        let layer = &self.lowers[lower.layer].layer;
+        let layer = &self.lowers[lower.layer()].layer;
         let Some(handle) = layer.handle(&lower.node)? else { return Ok(None) };
         Ok((Origin { uuid: layer.uuid(), handle }).encode())
     }
@@ -111,7 +112,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let index = upper.index.as_ref()?;
         // Users' attributes are for regular files alone.
         let marked = self.config.namespace == Namespace::Trusted || attr.kind() == FileKind::Regular;
-        (is_linked(attr) && marked && self.has_handles[lower.layer]).then_some((upper, index))
+        (is_linked(attr) && marked && self.has_handles[lower.layer()]).then_some((upper, index))
     }
 
     /// How many names an upper file has, if it is in the index. `lower` tells the number of its lower file's.

@@ -124,7 +124,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             && node.metacopy.load(Ordering::Acquire)
             && let Some(data) = node.lowers().last()
         {
-            attr.blocks = self.lowers[data.layer].layer.getattr(&data.node, None)?.blocks;
+            attr.blocks = self.lowers[data.layer()].layer.getattr(&data.node, None)?.blocks;
         }
         Ok(attr)
     }
@@ -135,7 +135,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             (Some(upper), Some(counterpart)) => upper.layer.getattr(counterpart, None)?,
             _ => {
                 let lower = Self::topmost(node)?;
-                self.lowers[lower.layer].layer.getattr(&lower.node, None)?
+                self.lowers[lower.layer()].layer.getattr(&lower.node, None)?
             }
         };
         self.shown(node, attr)

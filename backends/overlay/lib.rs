@@ -1,7 +1,7 @@
 //! The splicefs backend that merges layers as the kernel's overlayfs does (Documentation/filesystems/overlayfs.rst).
 //!
 //! - what the layers have under a name: `resolve`, with the marks they leave on disk (`marks`, `origin`)
-//! - nodes and their inode numbers: `node`, `inode`
+//! - nodes, what they have in lower layers, and their inode numbers: `node`, `lowers`, `inode`
 //! - bringing things up: `copyup`, `data`, and `work`, the directory where changes are prepared
 //! - what a copy takes over besides the data: `attributes`, `protect`; layers with owners in an attribute: `recorded`
 //! - changes: `create`, `remove`, `rename`, `xattr`; directories: `listing` and `stream`; open files: `file`
@@ -19,6 +19,7 @@ mod file;
 mod index;
 mod inode;
 mod listing;
+mod lowers;
 mod marks;
 mod node;
 mod origin;
@@ -37,7 +38,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 use splicefs_core::{Errno, FileKind, Layer, Result};
 
 pub use config::{Config, Namespace, Redirect, Xino};
@@ -48,8 +48,9 @@ pub use recorded::{Recorded, RecordedFile, Records};
 pub use stream::Dir;
 
 use inode::Numbers;
+use lowers::{Hides, LayerIndex, LowerDir, LowerNode, Lowers};
 use marks::{Marks, Opaque};
-use node::{Hides, LowerNode, Nodes, Parts, Place};
+use node::{Nodes, Parts, Place};
 use work::Changes;
 
 /// A layer that is never written.
@@ -76,7 +77,7 @@ pub struct Overlay<L: Layer, U: Layer> {
     marks: Marks,
     numbers: Numbers,
     lowers: Vec<Lower<L>>,
-    lower_roots: Vec<LowerNode<L>>,
+    lower_roots: Vec<LowerDir<L>>,
     /// Of each lower layer, whether its files have handles.
     has_handles: Vec<bool>,
     upper: Option<Changes<U>>,
@@ -90,15 +91,17 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     /// Merges `lowers`, the topmost first, under `upper`. Without an upper layer, every change is refused (`EROFS`).
     ///
     /// # Errors
-    /// `EINVAL` without any layer; those of reading the roots and of preparing the work directory.
+    /// `EINVAL` without any layer, or with more than 65,536; those of reading the roots and of preparing the work directory.
     pub fn new(config: Config, lowers: Vec<Lower<L>>, upper: Option<Upper<U>>) -> Result<Self> {
         let marks = Marks(config.namespace);
         let lower_roots = lower_roots(marks, &lowers)?;
         let file_systems = upper.iter().map(|upper| upper.layer.file_system());
         let file_systems = file_systems.chain(lowers.iter().map(|lower| lower.layer.file_system()));
         let numbers = Numbers::new(file_systems, config.xino);
-        let merged = lower_roots.iter().filter(|root| !lowers[root.layer].data_only);
-        let merged: SmallVec<[LowerNode<L>; 1]> = merged.cloned().collect();
+        let mut merged = Lowers::default();
+        for root in lower_roots.iter().filter(|root| !lowers[root.layer()].data_only) {
+            merged.push_dir(root.clone());
+        }
         let (ino, root, hides) = match &upper {
             Some(Upper { layer, root, .. }) => {
                 let ino = numbers.shown(layer.file_system(), layer.getattr(root, None)?.ino);
@@ -107,12 +110,12 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             }
             None => {
                 let first = merged.first().ok_or(Errno::EINVAL)?;
-                let layer = &lowers[first.layer].layer;
+                let layer = &lowers[first.layer()].layer;
                 (numbers.shown(layer.file_system(), layer.getattr(&first.node, None)?.ino), None, None)
             }
         };
         let has_handles =
-            lower_roots.iter().map(|root| Ok(lowers[root.layer].layer.handle(&root.node)?.is_some()));
+            lower_roots.iter().map(|root| Ok(lowers[root.layer()].layer.handle(&root.node)?.is_some()));
         let has_handles = has_handles.collect::<Result<_>>()?;
         let upper = upper.map(|upper| Changes::prepare(upper, &config)).transpose()?;
         let nodes = Nodes::new();
@@ -146,11 +149,12 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     }
 }
 
-fn lower_roots<L: Layer>(marks: Marks, lowers: &[Lower<L>]) -> Result<Vec<LowerNode<L>>> {
-    let root = |(layer, lower): (usize, &Lower<L>)| {
+fn lower_roots<L: Layer>(marks: Marks, lowers: &[Lower<L>]) -> Result<Vec<LowerDir<L>>> {
+    let root = |(number, lower): (usize, &Lower<L>)| {
+        let index = LayerIndex::try_from(number).map_err(|_| Errno::EINVAL)?;
         let node = lower.layer.root();
         let xattrs = marks.opaque(&lower.layer, &node)? == Opaque::XattrWhiteouts;
-        Ok(LowerNode { layer, node, hides: Some(Hides::new(xattrs)) })
+        Ok(LowerDir { index, node, hides: Hides::new(xattrs) })
     };
     lowers.iter().enumerate().map(root).collect()
 }

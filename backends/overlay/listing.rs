@@ -10,8 +10,9 @@ use std::sync::Arc;
 use splicefs_core::{Errno, FileKind, Identified, Layer, Name, Result};
 
 use crate::Overlay;
+use crate::lowers::Hides;
 use crate::marks::{DOT_WHITEOUT, each_entry, entry_of};
-use crate::node::{Hides, Key, Node};
+use crate::node::{Key, Node};
 use crate::resolve::Found;
 
 /// The names in a merged directory, `.` and `..` aside.
@@ -123,15 +124,14 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                 }
             })?;
         }
-        for lower in node.lowers() {
-            let layer = &self.lowers[lower.layer].layer;
-            let hides = lower.hides.clone().unwrap_or_default();
+        for lower in node.lower_dirs() {
+            let index = lower.layer();
             self.add(
                 &mut merge,
-                layer,
+                &self.lowers[index].layer,
                 &lower.node,
-                &hides,
-                |ino| self.lower_ino(lower.layer, ino),
+                &lower.hides,
+                |ino| self.lower_ino(index, ino),
                 |_| Number::Right,
             )?;
         }

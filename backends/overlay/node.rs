@@ -1,6 +1,6 @@
 //! Nodes: what a name of the merged tree leads to, and where it is in the layers.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::{Mutex, RwLock};
@@ -8,54 +8,8 @@ use smallvec::SmallVec;
 use splicefs_core::{FileKind, Identified, Layer, Living, Name, NodeId, Protection};
 
 use crate::listing::Listing;
-
-/// A node's counterpart in a lower layer.
-pub(crate) struct LowerNode<L: Layer> {
-    /// Which layer, the topmost being 0.
-    pub(crate) layer: usize,
-    pub(crate) node: Arc<L::Node>,
-    /// Of a directory: what is known of its whiteouts.
-    pub(crate) hides: Option<Arc<Hides>>,
-}
-
-impl<L: Layer> Clone for LowerNode<L> {
-    fn clone(&self) -> Self {
-        Self { layer: self.layer, node: self.node.clone(), hides: self.hides.clone() }
-    }
-}
-
-/// By what means a directory of one layer hides names of the layers below it, besides devices.
-#[derive(Debug, Default)]
-pub(crate) struct Hides {
-    /// By attributes of regular files.
-    pub(crate) xattrs: bool,
-    /// By names that begin with `.wh.`, once that has been looked up.
-    pub(crate) dots: OnceLock<AtomicBool>,
-    /// Of a lower directory: whether entries came from elsewhere (`Mark::Impure`), once that has been read.
-    pub(crate) impure: OnceLock<bool>,
-}
-
-impl Hides {
-    /// For a directory that may hold whiteouts that are attributes.
-    pub(crate) fn new(xattrs: bool) -> Arc<Self> {
-        Arc::new(Self { xattrs, ..Self::default() })
-    }
-
-    /// For a directory that was just made.
-    pub(crate) fn none() -> Arc<Self> {
-        Arc::new(Self { dots: OnceLock::from(AtomicBool::new(false)), ..Self::default() })
-    }
-
-    /// Whether there may be names that begin with `.wh.`.
-    pub(crate) fn has_dots(&self) -> bool {
-        self.dots.get().is_some_and(|dots| dots.load(Ordering::Acquire))
-    }
-
-    /// A name that begins with `.wh.` has been made in the directory.
-    pub(crate) fn dot_made(&self) {
-        self.dots.get_or_init(|| AtomicBool::new(true)).store(true, Ordering::Release);
-    }
-}
+use crate::lowers::{Hides, LayerIndex, LowerDir, LowerNode, Lowers};
+use crate::protect::KnownProtection;
 
 /// What is particular to directories.
 pub(crate) struct DirState {
@@ -65,6 +19,8 @@ pub(crate) struct DirState {
     opaque: AtomicBool,
     /// What is known of the upper directory's whiteouts.
     hides: OnceLock<Arc<Hides>>,
+    /// The same of the lower directories, in their order.
+    lower_hides: Box<[Arc<Hides>]>,
     /// Whether entries of the upper directory have an origin, once that has been read.
     pub(crate) impure: OnceLock<AtomicBool>,
     /// The merged names, as long as someone reads them and nothing changes.
@@ -72,7 +28,7 @@ pub(crate) struct DirState {
 }
 
 impl DirState {
-    fn new(hides: Option<Arc<Hides>>) -> Self {
+    fn new(hides: Option<Arc<Hides>>, lower_hides: Vec<Arc<Hides>>) -> Self {
         let known = OnceLock::new();
         if let Some(hides) = hides {
             known.get_or_init(|| hides);
@@ -81,6 +37,7 @@ impl DirState {
             entries: RwLock::new(()),
             opaque: AtomicBool::new(false),
             hides: known,
+            lower_hides: lower_hides.into(),
             impure: OnceLock::new(),
             listing: Mutex::new(Weak::new()),
         }
@@ -112,21 +69,31 @@ impl<L: Layer, U: Layer> Clone for Place<L, U> {
     }
 }
 
+impl<L: Layer, U: Layer> Place<L, U> {
+    /// What tells the name from every other.
+    fn key(&self) -> Option<Key> {
+        match self {
+            Self::At(parent, name) => Some(Key::named(parent.id, name)),
+            Self::Root | Self::Nowhere => None,
+        }
+    }
+}
+
 /// What tells one node from every other.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Key {
     /// The node of the upper layer.
     Upper(NodeId),
     /// A layer and its node.
-    Lower(u32, NodeId),
+    Lower(LayerIndex, NodeId),
     /// A name in a directory: hard links of a lower file, each of which is to be copied up on its own.
     Named(Box<(NodeId, Name)>),
 }
 
 impl Key {
-    /// The node `id` of the lower layer of that index.
-    pub(crate) fn lower(layer: usize, id: NodeId) -> Self {
-        Self::Lower(u32::try_from(layer).unwrap_or(u32::MAX), id)
+    /// The topmost counterpart of what is in no upper layer.
+    pub(crate) fn lower<L: Layer>(topmost: &LowerNode<L>) -> Self {
+        Self::Lower(topmost.index, topmost.node.id())
     }
 
     /// The name in the directory of that id.
@@ -135,7 +102,20 @@ impl Key {
     }
 }
 
-/// A file, directory or other object of the merged tree.
+/// By what a node is found besides its upper counterpart.
+mod found_by {
+    pub(super) const NOTHING: u8 = 0;
+    /// Its topmost lower counterpart.
+    pub(super) const LOWER: u8 = 1;
+    /// The name that it is at.
+    pub(super) const NAME: u8 = 2;
+}
+
+/// For the number of names of a file that is not in the index.
+const NOT_INDEXED: u32 = u32::MAX;
+
+/// A file, directory or other object of the merged tree. There is one for every name that was ever walked: what can be told
+/// from the rest is not kept.
 ///
 /// Lock order: the overlay's gate of directory renames; `copying` of a node, then of its parent, and so on up;
 /// `entries` of directories, two at once by their ids; then the leaves (place, listing, protection, the table of nodes).
@@ -144,6 +124,9 @@ pub struct Node<L: Layer, U: Layer> {
     pub(crate) kind: FileKind,
     ino: AtomicU64,
     upper: OnceLock<Arc<U::Node>>,
+    /// The id of the counterpart in the upper layer by which the node is found, before it is set when the node is copied up;
+    /// 0 without one.
+    upper_id: AtomicU64,
     lowers: SmallVec<[LowerNode<L>; 1]>,
     /// The topmost counterpart holds attributes alone, the data is further down.
     pub(crate) metacopy: AtomicBool,
@@ -155,16 +138,17 @@ pub struct Node<L: Layer, U: Layer> {
     pub(crate) linked: bool,
     /// Names that were removed from a file that is in a lower layer only.
     pub(crate) removed: AtomicU32,
-    /// How many names a file in the index has.
-    links: Mutex<Option<u32>>,
+    /// How many names a file in the index has; [`NOT_INDEXED`] of others.
+    links: AtomicU32,
     place: Mutex<Place<L, U>>,
     /// What it is protected from, once that has been read: it changes by a request of ours alone.
-    pub(crate) protection: Mutex<Option<Protection>>,
+    pub(crate) protection: KnownProtection,
+    /// By what it is found besides its upper counterpart: one of the numbers in [`found_by`].
+    found_by: AtomicU8,
     /// Held while the node is copied up.
     pub(crate) copying: Mutex<()>,
     pub(crate) dir: Option<Box<DirState>>,
     nodes: Arc<Nodes<L, U>>,
-    keys: Mutex<SmallVec<[Key; 1]>>,
 }
 
 /// What a new node is made of.
@@ -172,7 +156,7 @@ pub(crate) struct Parts<L: Layer, U: Layer> {
     pub(crate) kind: FileKind,
     pub(crate) ino: u64,
     pub(crate) upper: Option<Arc<U::Node>>,
-    pub(crate) lowers: SmallVec<[LowerNode<L>; 1]>,
+    pub(crate) lowers: Lowers<L>,
     pub(crate) metacopy: bool,
     /// How many names a file in the index has.
     pub(crate) links: Option<u32>,
@@ -215,9 +199,23 @@ impl<L: Layer, U: Layer> Node<L, U> {
         }
     }
 
-    /// The counterpart in that lower layer, merged or not.
-    pub(crate) fn lower_in(&self, layer: usize) -> Option<&LowerNode<L>> {
-        self.lowers.iter().find(|lower| lower.layer == layer)
+    /// The lower directories that are merged in this one, the topmost first.
+    pub(crate) fn lower_dirs(&self) -> impl Iterator<Item = LowerDir<L>> {
+        self.as_dirs(self.lowers())
+    }
+
+    /// The directory in that lower layer, merged or not.
+    pub(crate) fn lower_dir_in(&self, layer: usize) -> Option<LowerDir<L>> {
+        self.as_dirs(&self.lowers).find(|dir| dir.layer() == layer)
+    }
+
+    fn as_dirs<'a>(&'a self, lowers: &'a [LowerNode<L>]) -> impl Iterator<Item = LowerDir<L>> + 'a {
+        let hides = self.dir.iter().flat_map(|dir| &dir.lower_hides);
+        lowers.iter().zip(hides).map(|(LowerNode { index, node }, hides)| LowerDir {
+            index: *index,
+            node: node.clone(),
+            hides: hides.clone(),
+        })
     }
 
     /// The directory's upper counterpart has become opaque.
@@ -241,24 +239,37 @@ impl<L: Layer, U: Layer> Node<L, U> {
 
     /// How many names the node has, if it is a file in the index.
     pub(crate) fn links(&self) -> Option<u32> {
-        *self.links.lock()
+        Some(self.links.load(Ordering::Acquire)).filter(|&links| links != NOT_INDEXED)
     }
 
     /// The node is in the index, and has this many names.
     pub(crate) fn set_links(&self, links: u32) {
-        *self.links.lock() = Some(links);
+        self.links.store(links, Ordering::Release);
     }
 
     /// Counts names of a file in the index; how many there are then.
     pub(crate) fn change_links(&self, by: i32) -> Option<u32> {
-        let mut links = self.links.lock();
-        *links = links.map(|links| links.saturating_add_signed(by));
-        *links
+        let count = |links| (links != NOT_INDEXED).then(|| u32::saturating_add_signed(links, by));
+        self.links.fetch_update(Ordering::AcqRel, Ordering::Acquire, count).ok().and_then(count)
+    }
+
+    /// The keys it is found by.
+    fn keys(&self) -> impl Iterator<Item = Key> {
+        let upper = match self.upper_id.load(Ordering::Acquire) {
+            0 => None,
+            id => Some(Key::Upper(NodeId(id))),
+        };
+        let other = match self.found_by.load(Ordering::Acquire) {
+            found_by::LOWER => self.lowers.first().map(Key::lower),
+            found_by::NAME => self.place.lock().key(),
+            _ => None,
+        };
+        upper.into_iter().chain(other)
     }
 
     /// Whether it is found by that key.
     fn has(&self, key: &Key) -> bool {
-        self.keys.lock().contains(key)
+        self.keys().any(|own| own == *key)
     }
 
     pub(crate) fn is_dir(&self) -> bool {
@@ -271,7 +282,18 @@ impl<L: Layer, U: Layer> Node<L, U> {
 
     pub(crate) fn set_place(&self, place: Place<L, U>) {
         // The old place may hold the last reference to a directory: it is dropped after the lock.
-        let _old = std::mem::replace(&mut *self.place.lock(), place);
+        let old = std::mem::replace(&mut *self.place.lock(), place);
+        self.left(&old);
+    }
+
+    /// The node is not found any more by the name of a place that it has left.
+    fn left(&self, old: &Place<L, U>) {
+        let (name, nothing) = (found_by::NAME, found_by::NOTHING);
+        if self.found_by.compare_exchange(name, nothing, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            && let Some(key) = old.key()
+        {
+            self.nodes.living.remove(&key, self);
+        }
     }
 
     pub(crate) fn is_at(&self, parent: &Arc<Self>, name: &Name) -> bool {
@@ -284,7 +306,7 @@ impl<L: Layer, U: Layer> Node<L, U> {
         if matches!(&*place, Place::At(p, n) if Arc::ptr_eq(p, parent) && n == name) {
             let old = std::mem::replace(&mut *place, Place::Nowhere);
             drop(place);
-            drop(old);
+            self.left(&old);
         }
     }
 
@@ -298,7 +320,7 @@ impl<L: Layer, U: Layer> Node<L, U> {
 
 impl<L: Layer, U: Layer> Drop for Node<L, U> {
     fn drop(&mut self) {
-        for key in std::mem::take(self.keys.get_mut()) {
+        for key in self.keys() {
             self.nodes.living.remove(&key, self);
         }
         // Each node holds its parent. Dropped one inside the other, the nodes of a deep tree would overflow the stack.
@@ -323,30 +345,39 @@ impl<L: Layer, U: Layer> Nodes<L, U> {
 
     /// The node of that key; a new one if none lives.
     pub(crate) fn intern(self: &Arc<Self>, key: Option<Key>, parts: Parts<L, U>) -> Arc<Node<L, U>> {
-        let make = |key: Option<Key>| {
-            let dir = (parts.kind == FileKind::Directory).then(|| Box::new(DirState::new(parts.hides)));
+        let make = |key: Option<&Key>| {
+            let Lowers { nodes: lowers, hides } = parts.lowers;
+            let dir =
+                (parts.kind == FileKind::Directory).then(|| Box::new(DirState::new(parts.hides, hides)));
+            let (upper_id, found_by) = match key {
+                Some(Key::Upper(id)) => (id.0, found_by::NOTHING),
+                Some(Key::Lower(..)) => (0, found_by::LOWER),
+                Some(Key::Named(_)) => (0, found_by::NAME),
+                None => (0, found_by::NOTHING),
+            };
             Node {
                 id: NodeId(self.next.fetch_add(1, Ordering::Relaxed)),
                 kind: parts.kind,
                 ino: AtomicU64::new(parts.ino),
                 upper: parts.upper.map_or_else(OnceLock::new, OnceLock::from),
-                lowers: parts.lowers,
+                upper_id: AtomicU64::new(upper_id),
+                lowers,
                 metacopy: AtomicBool::new(parts.metacopy),
                 alone: AtomicBool::new(false),
                 prefetched: AtomicBool::new(false),
                 linked: parts.linked,
                 removed: AtomicU32::new(0),
-                links: Mutex::new(parts.links),
+                links: AtomicU32::new(parts.links.unwrap_or(NOT_INDEXED)),
                 place: Mutex::new(parts.place),
-                protection: Mutex::new(parts.protection),
+                protection: KnownProtection::new(parts.protection),
+                found_by: AtomicU8::new(found_by),
                 copying: Mutex::new(()),
                 dir,
                 nodes: self.clone(),
-                keys: Mutex::new(key.into_iter().collect()),
             }
         };
         match key {
-            Some(key) => self.living.intern(&key, |node| node.has(&key), || make(Some(key.clone()))),
+            Some(key) => self.living.intern(&key, |node| node.has(&key), || make(Some(&key))),
             None => Arc::new(make(None)),
         }
     }
@@ -356,15 +387,29 @@ impl<L: Layer, U: Layer> Nodes<L, U> {
         self.living.find(key, |node| node.has(key))
     }
 
-    /// The node is found by this key as well. To be called before anyone can come upon what the key stands for.
-    pub(crate) fn add_key(&self, node: &Arc<Node<L, U>>, key: &Key) {
-        node.keys.lock().push(key.clone());
-        self.living.insert(key, node);
+    /// The node is found by this upper node as well, which is to become its counterpart. To be called before anyone can come
+    /// upon that.
+    pub(crate) fn announce(&self, node: &Arc<Node<L, U>>, upper: NodeId) {
+        node.upper_id.store(upper.0, Ordering::Release);
+        self.living.insert(&Key::Upper(upper), node);
     }
 
-    /// A node is no longer found by this key.
-    pub(crate) fn remove_key(&self, node: &Node<L, U>, key: &Key) {
-        node.keys.lock().retain(|k| k != key);
-        self.living.remove(key, node);
+    /// What was announced did not come about.
+    pub(crate) fn withdraw(&self, node: &Node<L, U>, upper: NodeId) {
+        node.upper_id.store(0, Ordering::Release);
+        self.living.remove(&Key::Upper(upper), node);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use splicefs_passthrough::Passthrough;
+
+    use super::*;
+
+    #[test]
+    fn a_node_takes_little_room() {
+        // With its counts and the allocator's word it fits a block of 160.
+        assert!(size_of::<Node<Passthrough, Passthrough>>() <= 136);
     }
 }

@@ -6,6 +6,7 @@
 //! `may_open`), which does not know them on FUSE. The other flags are the upper file's own.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use splicefs_core::sys::ioctl::{Flags, FlagsRequest};
 use splicefs_core::{
@@ -15,7 +16,7 @@ use splicefs_core::{
 use crate::Overlay;
 use crate::copyup::Need;
 use crate::marks::Mark;
-use crate::node::{LowerNode, Node};
+use crate::node::Node;
 use crate::work::Changes;
 
 /// Reserved for more letters (`OVL_PROTATTR_MAX`).
@@ -47,6 +48,48 @@ fn knows_no_flags(e: Errno) -> bool {
     matches!(e, Errno::ENOTTY | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS)
 }
 
+/// What a node is protected from, once that has been read.
+#[derive(Debug)]
+pub(crate) struct KnownProtection(AtomicU8);
+
+impl KnownProtection {
+    const READ: u8 = 1;
+    const APPEND: u8 = 2;
+    const IMMUTABLE: u8 = 4;
+
+    /// What is known from the beginning.
+    pub(crate) fn new(known: Option<Protection>) -> Self {
+        Self(AtomicU8::new(known.map_or(0, Self::pack)))
+    }
+
+    fn pack(protection: Protection) -> u8 {
+        let bit = |set, bit| if set { bit } else { 0 };
+        Self::READ | bit(protection.append, Self::APPEND) | bit(protection.immutable, Self::IMMUTABLE)
+    }
+
+    fn unpack(bits: u8) -> Protection {
+        Protection { append: bits & Self::APPEND != 0, immutable: bits & Self::IMMUTABLE != 0 }
+    }
+
+    fn get(&self) -> Option<Protection> {
+        let bits = self.0.load(Ordering::Acquire);
+        (bits & Self::READ != 0).then_some(Self::unpack(bits))
+    }
+
+    /// It has been read. Returns what is to count: what was set meanwhile is newer.
+    fn note(&self, read: Protection) -> Protection {
+        match self.0.compare_exchange(0, Self::pack(read), Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => read,
+            Err(stands) => Self::unpack(stands),
+        }
+    }
+
+    /// It has been changed.
+    fn set(&self, protection: Protection) {
+        self.0.store(Self::pack(protection), Ordering::Release);
+    }
+}
+
 fn refuse(if_so: bool) -> Result<()> {
     if if_so { Err(Errno::EPERM.into()) } else { Ok(()) }
 }
@@ -63,8 +106,7 @@ fn flags_of(ask: impl FnOnce(Ioctl<'_>) -> Result<(i32, Vec<u8>)>) -> Result<Opt
 impl<L: Layer, U: Layer> Overlay<L, U> {
     /// What the node is protected from: by its flags in the layer that shows it, and by its mark in the upper one.
     pub(crate) fn protection(&self, node: &Node<L, U>) -> Result<Protection> {
-        let mut known = node.protection.lock();
-        if let Some(known) = *known {
+        if let Some(known) = node.protection.get() {
             return Ok(known);
         }
         let protection = match (&self.upper, node.upper()) {
@@ -81,11 +123,10 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             }
             _ => {
                 let lower = Self::topmost(node)?;
-                self.lowers[lower.layer].layer.getattr(&lower.node, None)?.protection
+                self.lowers[lower.layer()].layer.getattr(&lower.node, None)?.protection
             }
         };
-        *known = Some(protection);
-        Ok(protection)
+        Ok(node.protection.note(protection))
     }
 
     /// Refuses a further name in a directory.
@@ -155,8 +196,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         if protection.any() {
             self.set_mark(upper, to, protection)?;
         }
-        let LowerNode { layer, node: from, .. } = Self::topmost(node)?;
-        let layer = &self.lowers[*layer].layer;
+        let lower = Self::topmost(node)?;
+        let (layer, from) = (&self.lowers[lower.layer()].layer, &lower.node);
         let flags = flags_of(|request| match kind {
             FileKind::Directory => layer.ioctl_dir(&layer.opendir(from)?, request),
             _ => layer.ioctl_file(
@@ -221,7 +262,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         } else if self.marks.has(&upper.layer, &counterpart, Mark::Protattr)? {
             self.marks.remove(&upper.layer, &counterpart, Mark::Protattr)?;
         }
-        *node.protection.lock() = Some(wanted);
+        node.protection.set(wanted);
         Ok(answer)
     }
 }

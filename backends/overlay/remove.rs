@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use smallvec::SmallVec;
-use splicefs_core::{Errno, Error, FileKind, Layer, Name, Result};
+use splicefs_core::{Errno, Error, Layer, Name, Result};
 
 use crate::Overlay;
 use crate::copyup::Need;
 use crate::create::check_name;
 use crate::listing::is_bare;
 use crate::marks::{entry_of, is_whiteout_device};
-use crate::node::{Key, Node};
+use crate::node::Node;
 use crate::work::Changes;
 
 /// The locks of directories whose names change together, taken in the order of their ids.
@@ -105,7 +105,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             return Ok(());
         }
         let lower = Self::topmost(node)?;
-        let layer = &self.lowers[lower.layer].layer;
+        let layer = &self.lowers[lower.layer()].layer;
         if self.indexed(lower, &layer.getattr(&lower.node, None)?).is_some() {
             self.copy_up(node, Need::Attributes)?;
         }
@@ -141,14 +141,6 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         node.removed.fetch_add(1, Ordering::AcqRel);
         node.unplace(parent, name);
         node.names_changed();
-        self.name_given_up(parent, name, node);
         parent.names_changed();
-    }
-
-    /// `node` is no longer found under this name.
-    pub(crate) fn name_given_up(&self, parent: &Arc<Node<L, U>>, name: &Name, node: &Arc<Node<L, U>>) {
-        if node.kind != FileKind::Directory && !node.lowers().is_empty() {
-            self.nodes.remove_key(node, &Key::named(parent.id, name));
-        }
     }
 }

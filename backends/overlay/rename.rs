@@ -99,11 +99,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         };
         from.0.names_changed();
         to.0.names_changed();
-        self.name_given_up(from.0, from.1, &moved);
         moved.set_place(Place::At(to.0.clone(), to.1.clone()));
         match &there {
             Some(back) if exchange => {
-                self.name_given_up(to.0, to.1, back);
                 back.set_place(Place::At(from.0.clone(), from.1.clone()));
             }
             Some(victim) => self.removed(to.0, to.1, victim, replaced),

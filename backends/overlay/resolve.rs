@@ -3,21 +3,21 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use smallvec::SmallVec;
 use splicefs_core::{Attr, Entry, Errno, Error, FileKind, Identified, Layer, Name, Result};
 
 use crate::Overlay;
 use crate::config::Redirect;
 use crate::index::is_linked;
+use crate::lowers::{Hides, LowerDir, LowerNode, Lowers};
 use crate::marks::{self, DOT_WHITEOUT, Mark, Opaque, Way, entry_of};
-use crate::node::{Hides, Key, LowerNode, Node, Parts, Place};
+use crate::node::{Key, Node, Parts, Place};
 
 /// What the layers have under a name.
 pub(crate) struct Found<L: Layer, U: Layer> {
     /// The topmost counterpart's.
     pub(crate) attr: Attr,
     pub(crate) upper: Option<Arc<U::Node>>,
-    pub(crate) lowers: SmallVec<[LowerNode<L>; 1]>,
+    pub(crate) lowers: Lowers<L>,
     /// The topmost holds attributes alone.
     pub(crate) metacopy: bool,
     /// The last one does, too.
@@ -71,7 +71,7 @@ impl Beneath {
 
 /// In which directories of the lower layers a name is looked for.
 struct Search<L: Layer> {
-    dirs: std::collections::VecDeque<LowerNode<L>>,
+    dirs: std::collections::VecDeque<LowerDir<L>>,
     path: Vec<Name>,
 }
 
@@ -164,11 +164,11 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         if let Some(node) = upper {
             return Key::Upper(node.id());
         }
-        let LowerNode { layer, node, .. } = &lowers[0];
-        if is_linked(attr) && self.upper.is_some() && self.indexed(&lowers[0], attr).is_none() {
+        let topmost = &lowers[0];
+        if is_linked(attr) && self.upper.is_some() && self.indexed(topmost, attr).is_none() {
             return Key::named(parent.id, name);
         }
-        Key::lower(*layer, node.id())
+        Key::lower(topmost)
     }
 
     /// What the layers have under `name`.
@@ -186,7 +186,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         name: &Name,
         own: Option<Entry<U::Node>>,
     ) -> Result<Option<Found<L, U>>> {
-        let mut search = Search { dirs: parent.lowers().iter().cloned().collect(), path: vec![name.clone()] };
+        let mut search = Search { dirs: parent.lower_dirs().collect(), path: vec![name.clone()] };
         let mut found = None;
         if let (Some(upper), Some(dir), Some(state)) = (&self.upper, parent.upper(), &parent.dir) {
             let below = self.below(!search.dirs.is_empty(), 0, || self.is_impure(parent))?;
@@ -202,7 +202,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                     }
                     let ino = self.upper_ino(parent, &hit.entry)?;
                     let upper = Some(hit.entry.node);
-                    let lowers = SmallVec::new();
+                    let lowers = Lowers::default();
                     let incomplete = metacopy;
                     found =
                         Some(Found { attr, upper, lowers, metacopy, incomplete, ino, links: None, hides });
@@ -219,7 +219,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     /// Goes down the lower layers.
     fn resolve_lower(&self, mut search: Search<L>, found: &mut Option<Found<L, U>>) -> Result<()> {
         while let Some(dir) = search.dirs.pop_front() {
-            let layer = dir.layer;
+            let (index, layer) = (dir.index, dir.layer());
             let Some(hit) = self.descend(&mut search, dir)? else { continue };
             let attr = hit.entry.attr;
             let is_dir = attr.kind() == FileKind::Directory;
@@ -235,22 +235,26 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                 return Err(Errno::ELOOP.into());
             }
             let metacopy = hit.is_metacopy();
-            let hides = is_dir.then(|| Hides::new(hit.xattr_whiteouts));
-            let lower = LowerNode { layer, node: hit.entry.node, hides };
-            match found {
+            let ino = self.lower_ino(layer, attr.ino);
+            let found = match found {
                 Some(found) => {
                     if is_dir && found.lowers.is_empty() {
-                        found.ino = self.lower_ino(layer, attr.ino);
+                        found.ino = ino;
                     }
-                    found.lowers.push(lower);
                     found.incomplete = metacopy;
+                    found
                 }
                 None => {
-                    let ino = self.lower_ino(layer, attr.ino);
-                    let lowers = SmallVec::from_iter([lower]);
-                    let (upper, links, hides, incomplete) = (None, None, None, metacopy);
-                    *found = Some(Found { attr, upper, lowers, metacopy, incomplete, ino, links, hides });
+                    let (upper, lowers, links, hides) = (None, Lowers::default(), None, None);
+                    let incomplete = metacopy;
+                    found.insert(Found { attr, upper, lowers, metacopy, incomplete, ino, links, hides })
                 }
+            };
+            if is_dir {
+                let hides = Hides::new(hit.xattr_whiteouts);
+                found.lowers.push_dir(LowerDir { index, node: hit.entry.node, hides });
+            } else {
+                found.lowers.push(index, hit.entry.node);
             }
             if !self.follow(&mut search, Some(layer), hit.below, metacopy)? {
                 return Ok(());
@@ -269,10 +273,10 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
 
     /// Looks for the path in one layer. `None` where the layer does not have it; where it hides it as well, there are no
     /// more directories to search.
-    fn descend(&self, search: &mut Search<L>, dir: LowerNode<L>) -> Result<Option<Hit<L::Node>>> {
-        let LowerNode { layer: index, node: mut at, hides } = dir;
+    fn descend(&self, search: &mut Search<L>, dir: LowerDir<L>) -> Result<Option<Hit<L::Node>>> {
+        let index = dir.layer();
+        let LowerDir { node: mut at, mut hides, .. } = dir;
         let layer = &self.lowers[index].layer;
-        let mut hides = hides.unwrap_or_default();
         let path = search.path.clone();
         let (last, way) = match path.split_last() {
             Some(split) => split,
@@ -340,9 +344,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             Way::FromRoot(mut path) => {
                 path.extend(search.path.drain(step + 1..));
                 search.path = path;
-                let roots = self.lower_roots.iter().filter(|root| root.layer >= first);
+                let roots = self.lower_roots.iter().filter(|root| root.layer() >= first);
                 search.dirs =
-                    roots.filter(|root| data || !self.lowers[root.layer].data_only).cloned().collect();
+                    roots.filter(|root| data || !self.lowers[root.layer()].data_only).cloned().collect();
             }
         }
         Ok(())
@@ -454,7 +458,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
 
     /// How many names the lower file has that an upper entry was copied from, if it is still there.
     fn nlink_below(&self, parent: &Arc<Node<L, U>>, name: &Name) -> Result<Option<u32>> {
-        let mut search = Search { dirs: parent.lowers().iter().cloned().collect(), path: vec![name.clone()] };
+        let mut search = Search { dirs: parent.lower_dirs().collect(), path: vec![name.clone()] };
         while let Some(dir) = search.dirs.pop_front() {
             if let Some(hit) = self.descend(&mut search, dir)? {
                 return Ok(Some(hit.entry.attr.nlink));
@@ -472,7 +476,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             ));
         }
         let lower_links = || match found.lowers.first() {
-            Some(lower) => Ok(Some(self.lowers[lower.layer].layer.getattr(&lower.node, None)?.nlink)),
+            Some(lower) => Ok(Some(self.lowers[lower.layer()].layer.getattr(&lower.node, None)?.nlink)),
             None => self.nlink_below(parent, name),
         };
         if let Some(upper) = &found.upper {

@@ -12,8 +12,9 @@ use splicefs_core::{Cookie, DirEntry, DirSink, Errno, FileKind, Layer, Result};
 
 use crate::Overlay;
 use crate::listing::Listing;
+use crate::lowers::Hides;
 use crate::marks::DOT_WHITEOUT;
-use crate::node::{Hides, Node, Place};
+use crate::node::{Node, Place};
 
 /// The most entries that are taken from a layer at once.
 const BATCH: usize = 512;
@@ -91,10 +92,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             Source::Lower(layer, stream) => {
                 let index = *layer;
                 let layer = &self.lowers[index].layer;
-                let lower = dir.node.lower_in(index).ok_or(Errno::ESTALE)?;
-                let hides = lower.hides.clone().unwrap_or_default();
+                let lower = dir.node.lower_dir_in(index).ok_or(Errno::ESTALE)?;
                 let shown = |ino| self.lower_ino(index, ino);
-                self.pass_on((layer, stream, &lower.node, &hides), dots, (from, hint), shown, sink)
+                self.pass_on((layer, stream, &lower.node, &lower.hides), dots, (from, hint), shown, sink)
             }
         }
     }
@@ -105,7 +105,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                 Ok(Source::Upper(upper.layer.opendir(dir)?))
             }
             (_, None, [lower]) => {
-                Ok(Source::Lower(lower.layer, self.lowers[lower.layer].layer.opendir(&lower.node)?))
+                Ok(Source::Lower(lower.layer(), self.lowers[lower.layer()].layer.opendir(&lower.node)?))
             }
             _ => Ok(Source::Merged(self.listing(node)?)),
         }

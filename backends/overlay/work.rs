@@ -11,8 +11,8 @@ use splicefs_core::{Attr, Caller, Errno, Error, FileKind, Layer, Make, Name, Ren
 
 use crate::config::Config;
 use crate::index;
+use crate::lowers::Hides;
 use crate::marks::{Marks, dot_whiteout, each_entry, entry_of, make_empty_file};
-use crate::node::Hides;
 use crate::{Overlay, Upper};
 
 /// Trees of leftovers are no deeper: a whole directory comes here only when it is empty but for whiteouts.

@@ -64,7 +64,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             (Some(upper), Some(counterpart)) => upper.layer.getxattr(counterpart, &name, limit)?,
             _ => {
                 let lower = Self::topmost(node)?;
-                self.lowers[lower.layer].layer.getxattr(&lower.node, &name, limit)?
+                self.lowers[lower.layer()].layer.getxattr(&lower.node, &name, limit)?
             }
         };
         if is_acl(&name) {
@@ -80,7 +80,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             (Some(upper), Some(counterpart)) => upper.layer.listxattr(counterpart, MOST)?,
             _ => {
                 let lower = Self::topmost(node)?;
-                self.lowers[lower.layer].layer.listxattr(&lower.node, MOST)?
+                self.lowers[lower.layer()].layer.listxattr(&lower.node, MOST)?
             }
         };
         let names = all.split(|&byte| byte == 0).filter(|name| !name.is_empty());

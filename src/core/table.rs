@@ -39,10 +39,45 @@ pub trait Identified {
     fn id(&self) -> NodeId;
 }
 
-struct Known<N, S> {
+/// An entry of the largest table there is: one for every name that was walked.
+struct Known<N> {
     node: Arc<N>,
-    lookups: u64,
-    state: Option<Arc<S>>,
+    /// A count that has arrived at [`COUNTLESS`] tells nothing any more.
+    lookups: u32,
+    has_state: bool,
+}
+
+/// What so many lookups have been counted of stays for good: to be forgotten too late costs memory, too early a file.
+const COUNTLESS: u32 = u32::MAX;
+
+/// The nodes of some ids.
+struct Shard<N, S> {
+    known: HashTable<Known<N>>,
+    /// The states of those that have one, which few do.
+    states: HashTable<(NodeId, Arc<S>)>,
+}
+
+impl<N, S> Default for Shard<N, S> {
+    fn default() -> Self {
+        Self { known: HashTable::new(), states: HashTable::new() }
+    }
+}
+
+impl<N, S> Shard<N, S> {
+    fn state(&self, id: NodeId) -> Option<&Arc<S>> {
+        self.states.find(hash_of(id.0), |(of, _)| *of == id).map(|(_, state)| state)
+    }
+
+    /// Takes out the state of `id`, if `given_up` says so.
+    fn take_state(&mut self, id: NodeId, given_up: impl FnOnce(&Arc<S>) -> bool) -> Option<Arc<S>> {
+        let entry = self.states.find_entry(hash_of(id.0), |(of, _)| *of == id).ok()?;
+        if !given_up(&entry.get().1) {
+            return None;
+        }
+        let ((_, state), _) = entry.remove();
+        shrink(&mut self.states, |(of, _)| hash_of(of.0));
+        Some(state)
+    }
 }
 
 /// The nodes the kernel knows, with its count of lookups for each (`nlookup` in fs/fuse/inode.c), and with a state of those
@@ -51,7 +86,7 @@ struct Known<N, S> {
 /// Lock order: a shard's lock is a leaf but for that of the state, when [`NodeTable::tidy`] asks. It spans no system call,
 /// no reply, and no drop of a node.
 pub struct NodeTable<N, S> {
-    shards: [Mutex<HashTable<Known<N, S>>>; SHARDS],
+    shards: [Mutex<Shard<N, S>>; SHARDS],
 }
 
 impl<N: Identified, S> NodeTable<N, S> {
@@ -62,13 +97,8 @@ impl<N: Identified, S> NodeTable<N, S> {
         table
     }
 
-    fn shard(&self, id: NodeId) -> MutexGuard<'_, HashTable<Known<N, S>>> {
+    fn shard(&self, id: NodeId) -> MutexGuard<'_, Shard<N, S>> {
         self.shards[shard_of(id.0)].lock()
-    }
-
-    /// What `look` makes of what is known of `id`.
-    fn known<T>(&self, id: NodeId, look: impl FnOnce(&mut Known<N, S>) -> T) -> Option<T> {
-        self.shard(id).find_mut(hash_of(id.0), |known| known.node.id() == id).map(look)
     }
 
     /// The node of `id`.
@@ -76,22 +106,24 @@ impl<N: Identified, S> NodeTable<N, S> {
     /// # Errors
     /// `ESTALE` for an id the kernel has forgotten or was never given.
     pub fn get(&self, id: NodeId) -> Result<Arc<N>> {
-        self.known(id, |known| known.node.clone()).ok_or_else(|| Errno::ESTALE.into())
+        let shard = self.shard(id);
+        let known = shard.known.find(hash_of(id.0), |known| known.node.id() == id);
+        known.map(|known| known.node.clone()).ok_or_else(|| Errno::ESTALE.into())
     }
 
     /// Counts one lookup of the node. Returns whether the kernel did not know it.
     pub fn remember(&self, node: &Arc<N>) -> bool {
         let id = node.id();
         let mut shard = self.shard(id);
-        let entry =
-            shard.entry(hash_of(id.0), |known| known.node.id() == id, |known| hash_of(known.node.id().0));
-        match entry {
+        let is = |known: &Known<N>| known.node.id() == id;
+        match shard.known.entry(hash_of(id.0), is, |known| hash_of(known.node.id().0)) {
             Entry::Occupied(mut known) => {
-                known.get_mut().lookups += 1;
+                let lookups = &mut known.get_mut().lookups;
+                *lookups = lookups.saturating_add(1);
                 false
             }
             Entry::Vacant(place) => {
-                place.insert(Known { node: node.clone(), lookups: 1, state: None });
+                place.insert(Known { node: node.clone(), lookups: 1, has_state: false });
                 true
             }
         }
@@ -103,19 +135,24 @@ impl<N: Identified, S> NodeTable<N, S> {
             return false;
         }
         let mut shard = self.shard(id);
-        let Ok(mut known) = shard.find_entry(hash_of(id.0), |known| known.node.id() == id) else {
+        let Ok(mut known) = shard.known.find_entry(hash_of(id.0), |known| known.node.id() == id) else {
             return false;
         };
-        let left = known.get().lookups.saturating_sub(count);
-        if left > 0 {
-            known.get_mut().lookups = left;
+        let lookups = &mut known.get_mut().lookups;
+        if *lookups == COUNTLESS {
+            return false;
+        }
+        let taken = u32::try_from(count).unwrap_or(COUNTLESS);
+        *lookups = lookups.saturating_sub(taken);
+        if *lookups > 0 {
             return false;
         }
         let (gone, _) = known.remove();
-        shrink(&mut shard, |known| hash_of(known.node.id().0));
+        shrink(&mut shard.known, |known| hash_of(known.node.id().0));
+        let state = if gone.has_state { shard.take_state(id, |_| true) } else { None };
         drop(shard);
         // After the lock: the last reference may close descriptors.
-        drop(gone);
+        drop((gone, state));
         true
     }
 
@@ -124,23 +161,38 @@ impl<N: Identified, S> NodeTable<N, S> {
     where
         S: Default,
     {
-        self.known(node.id(), |known| known.state.get_or_insert_default().clone()).unwrap_or_default()
+        let id = node.id();
+        let mut guard = self.shard(id);
+        let shard = &mut *guard;
+        let Some(known) = shard.known.find_mut(hash_of(id.0), |known| known.node.id() == id) else {
+            return Arc::default();
+        };
+        known.has_state = true;
+        let state = shard.states.entry(hash_of(id.0), |(of, _)| *of == id, |(of, _)| hash_of(of.0));
+        state.or_insert_with(|| (id, Arc::default())).get().1.clone()
     }
 
     /// The state of the node, if it has one.
     pub fn state_if_any(&self, node: &N) -> Option<Arc<S>> {
-        self.known(node.id(), |known| known.state.clone())?
+        self.shard(node.id()).state(node.id()).cloned()
     }
 
     /// Gives the state of the node up, if nobody uses it and `idle` finds nothing that is left to be known.
     pub fn tidy(&self, node: &N, idle: impl FnOnce(&S) -> bool) {
-        let idle = |state: &mut Arc<S>| Arc::strong_count(state) == 1 && idle(state);
-        self.known(node.id(), |known| known.state.take_if(idle));
+        let id = node.id();
+        let mut guard = self.shard(id);
+        let shard = &mut *guard;
+        let idle = |state: &Arc<S>| Arc::strong_count(state) == 1 && idle(state);
+        if shard.take_state(id, idle).is_some()
+            && let Some(known) = shard.known.find_mut(hash_of(id.0), |known| known.node.id() == id)
+        {
+            known.has_state = false;
+        }
     }
 
     /// Number of nodes the kernel knows, the root aside.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().len()).sum::<usize>() - 1
+        self.shards.iter().map(|shard| shard.lock().known.len()).sum::<usize>() - 1
     }
 
     /// Whether the kernel knows the root alone.
@@ -242,7 +294,7 @@ mod tests {
         for id in 2..100_000 {
             table.remember(&Arc::new(Node(NodeId(id))));
         }
-        let room = || -> usize { table.shards.iter().map(|s| s.lock().capacity()).sum() };
+        let room = || -> usize { table.shards.iter().map(|s| s.lock().known.capacity()).sum() };
         assert!(room() > 90_000 && table.len() == 99_998);
         for id in 2..100_000 {
             assert!(table.get(NodeId(id)).is_ok_and(|node| node.0 == NodeId(id)));
@@ -259,6 +311,18 @@ mod tests {
         table.forget(NodeId(7), 1);
         table.forget(NodeId::ROOT, u64::MAX);
         assert!(table.get(NodeId::ROOT).is_ok());
+    }
+
+    #[test]
+    fn a_node_with_more_lookups_than_can_be_counted_stays() {
+        let table = table();
+        let node = Arc::new(Node(NodeId(7)));
+        table.remember(&node);
+        table.shard(NodeId(7)).known.iter_mut().for_each(|known| known.lookups = COUNTLESS - 1);
+        assert!(!table.forget(NodeId(7), 1) && !table.remember(&node) && !table.remember(&node));
+        assert!(!table.forget(NodeId(7), u64::from(COUNTLESS)));
+        assert!(table.get(NodeId(7)).is_ok());
+        assert_eq!(size_of::<Known<Node>>(), 16);
     }
 
     #[test]
@@ -280,6 +344,11 @@ mod tests {
         table.forget(NodeId(7), 1);
         table.state(&node).store(1, Ordering::Relaxed);
         assert!(table.state_if_any(&node).is_none(), "it is not known");
+        table.remember(&node);
+        table.state(&node).store(1, Ordering::Relaxed);
+        table.forget(NodeId(7), 1);
+        table.remember(&node);
+        assert!(table.state_if_any(&node).is_none(), "it went with the node");
     }
 
     #[test]
