@@ -11,7 +11,7 @@ use splicefs_core::{Errno, FileKind, Identified, Layer, Name, Result};
 
 use crate::Overlay;
 use crate::lowers::Hides;
-use crate::marks::{DOT_WHITEOUT, each_entry, entry_of};
+use crate::marks::{DOT_WHITEOUT, each_entry, entry_of, is_whiteout_device};
 use crate::node::{Key, Node};
 use crate::resolve::Found;
 
@@ -163,7 +163,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         shown: impl Fn(u64) -> u64,
         number: impl Fn(FileKind) -> Number,
     ) -> Result<()> {
-        let mut hidden = Vec::new();
+        let (mut hidden, mut last) = (Vec::new(), None);
         for Raw { name, ino, kind } in raw_entries(layer, dir)? {
             if let Some(name) = name.strip_prefix(DOT_WHITEOUT) {
                 hidden.push(name.to_vec());
@@ -178,7 +178,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                 Some(_) => continue,
                 None => {}
             }
-            let Some(kind) = self.listed_kind(layer, dir, hides, &name, kind)? else {
+            let Some(kind) = self.listed_kind(layer, (dir, hides), (&name, ino, kind), &mut last)? else {
                 merge.seen.insert(name, Seen::Done);
                 continue;
             };
@@ -200,14 +200,14 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         Ok(())
     }
 
-    /// The kind of an entry; `None` for a whiteout.
+    /// The kind of an entry; `None` for a whiteout. `last` is the number of the file that was last found to be one in this
+    /// directory, for the many names that such a file has.
     pub(crate) fn listed_kind<B: Layer>(
         &self,
         layer: &B,
-        dir: &Arc<B::Node>,
-        hides: &Hides,
-        name: &[u8],
-        kind: FileKind,
+        (dir, hides): (&Arc<B::Node>, &Hides),
+        (name, ino, kind): (&[u8], u64, FileKind),
+        last: &mut Option<u64>,
     ) -> Result<Option<FileKind>> {
         let may_be_whiteout = match kind {
             FileKind::CharDevice | FileKind::Unknown => true,
@@ -217,9 +217,16 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         if !may_be_whiteout {
             return Ok(Some(kind));
         }
+        if kind == FileKind::CharDevice && *last == Some(ino) {
+            return Ok(None);
+        }
         // Gone since it was listed: no entry any more.
         let Some(entry) = entry_of(layer, dir, &Name::new(name)?)? else { return Ok(None) };
         let whiteout = self.marks.is_whiteout(layer, &entry.node, &entry.attr, hides.xattrs)?;
+        // Some file systems list any number (FUSE_UNKNOWN_INO in fs/fuse/readdir.c): it must be the file's.
+        if whiteout && entry.attr.ino == ino && is_whiteout_device(&entry.attr) {
+            *last = Some(ino);
+        }
         Ok((!whiteout).then(|| entry.attr.kind()))
     }
 }

@@ -120,6 +120,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         shown: impl Fn(u64) -> u64,
         sink: &mut DirSink<'_>,
     ) -> Result<()> {
+        let mut whiteout = None;
         loop {
             // The layer may hold a lock while it lists, so nothing is looked up meanwhile.
             let mut batch = Vec::new();
@@ -135,7 +136,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                     b"." => DirEntry { name: &name, ino: dots.own, kind, next },
                     b".." => DirEntry { name: &name, ino: dots.parent, kind, next },
                     hidden if hidden.starts_with(DOT_WHITEOUT) => continue,
-                    _ => match self.listed_kind(layer, at, hides, &name, kind)? {
+                    _ => match self.listed_kind(layer, (at, hides), (&name, ino, kind), &mut whiteout)? {
                         Some(kind) => DirEntry { name: &name, ino: shown(ino), kind, next },
                         None => continue,
                     },

@@ -7,10 +7,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::fs::{FileType, Stat};
 use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::op::{Op, Step};
 use super::run::{Side, View, describe};
@@ -60,10 +61,12 @@ impl Change {
 /// Longer than a tick of the coarse clock.
 pub(crate) const TICK: Duration = Duration::from_millis(11);
 
-/// A moment that the times of what is made from now on are not before: coarse clocks are late by up to a tick.
+/// A moment that the times of what is made from now on are not before. File systems take theirs from the same coarse clock; how
+/// far that is behind the fine one, nobody can say: where the processor that keeps the time is another guest's for a while,
+/// by more than a tick.
 pub(crate) fn now() -> Instant {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970") - TICK;
-    (i64::try_from(now.as_secs()).unwrap_or(0), u64::from(now.subsec_nanos()))
+    let now = clock_gettime(ClockId::RealtimeCoarse);
+    (now.tv_sec, u64::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 /// Looks at every name and descriptor of the step, as root.

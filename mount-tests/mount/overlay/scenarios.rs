@@ -239,6 +239,22 @@ fn whiteouts_that_are_names_hide_what_is_below() {
 }
 
 #[test]
+fn whiteouts_that_are_one_file_hide_names_and_devices_beside_them_show() {
+    scenario(
+        "",
+        "mkdir $l0/d $l1/d; mknod $l0/d/a c 0 0; ln $l0/d/a $l0/d/b; ln $l0/d/a $l0/d/c; mknod $l0/d/e c 5 0
+         ln $l0/d/e $l0/d/f; mknod $l0/d/g c 0 0; touch $l1/d/a $l1/d/b $l1/d/c $l1/d/g $l1/d/h $l1/d/i $l1/d/j",
+        &[
+            "is \"$(ls -A $m/d | tr '\\n' ' ')\" 'e f h i j '; is \"$(stat -c %t:%T $m/d/f)\" 5:0
+             rm $m/d/h $m/d/i; mknod $m/d/k c 1 3; is \"$(ls -A $m/d | tr '\\n' ' ')\" 'e f j k '",
+            "is \"$(ls -A $m/d | tr '\\n' ' ')\" 'e f j k '; echo new > $m/d/h; rm $m/d/k $m/d/j",
+            "is \"$(ls -A $m/d | tr '\\n' ' ')\" 'e f h '; rm -r $m/d; fails stat $m/d; mkdir $m/d; is \"$(ls -A $m/d)\" ''",
+            "is \"$(ls -A $m/d)\" ''",
+        ],
+    );
+}
+
+#[test]
 fn a_copy_on_a_file_system_with_reflinks_takes_no_room() {
     script(
         "truncate -s 600M image; mkfs.xfs -q -m reflink=1 image; mkdir fs m; mount -o loop image fs
