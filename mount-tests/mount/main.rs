@@ -21,6 +21,7 @@ mod posix;
 mod reads;
 mod regressions;
 mod requests;
+mod root;
 mod special;
 mod storm;
 mod tmpfs;

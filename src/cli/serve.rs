@@ -16,7 +16,7 @@ use crate::daemon::{self, Reporter};
 use crate::failure::{Failure, shell_word};
 use crate::logging::{self, Behind, Setup};
 use crate::mount::preflight::{self, Place, Shown};
-use crate::mount::{self, Mount, Request, readahead};
+use crate::mount::{self, Request, readahead};
 use crate::options::{Access, BackendName, Options};
 use crate::session::{self, Opens, SessionConfig};
 use crate::signals;
@@ -222,8 +222,9 @@ impl Start<'_> {
             |error: io::Error| Failure::new(format!("cannot serve {}: {error}", mount_point.display()));
         let config = session_config(&self.order.options, &self.found);
         let prepared = session::prepare::<B>(&config).map_err(cannot)?;
-        let Mount { device, mounted } = mount::mount(&request)?;
-        let running = prepared.serve(backend, device).map_err(cannot)?;
+        let serve = |device| prepared.serve(backend, device).map_err(cannot);
+        let (running, mounted) =
+            mount::mount(&request)?.serve(&request, serve, session::Running::name_root)?;
         readahead::raise(mounted.point(), max_read);
         let created = created.keep();
         let announcement = match (self.reporter, self.order.manner.announce) {

@@ -1,12 +1,15 @@
 //! Opening /dev/fuse and mounting it.
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use rustix::io::Errno;
 
-use super::{Mount, Mounted, Request, fusermount, preflight};
+use super::detached::Detached;
+use super::{Mount, Mounted, Request, Stage, fusermount, preflight};
 use crate::failure::{Failure, shell_word};
 
 /// The device every FUSE daemon reads its requests from.
@@ -25,23 +28,36 @@ pub(super) fn mount(request: &Request) -> Result<Mount, Failure> {
 
 /// `None` when the kernel does not let us, capability or not (a security module, seccomp).
 fn mount_directly(request: &Request) -> Result<Option<Mount>, Failure> {
+    if request.has_acls() {
+        let device = open().map_err(|error| device_failure(&error))?;
+        match Detached::make(request, &device) {
+            Ok(detached) => return Ok(Some(Mount::new(device, Stage::Detached(detached)))),
+            Err(error) => log::debug!("no mount that is nowhere yet: {error}"),
+        }
+    }
     let device = open().map_err(|error| device_failure(&error))?;
-    let uid = rustix::process::getuid().as_raw();
-    let gid = rustix::process::getgid().as_raw();
-    let data = request.kernel_data(device.as_fd(), uid, gid);
+    // No NUL can be in it; an empty text would make mount(2) fail with EINVAL, which is reported.
+    let data = CString::new(request.data(device.as_fd())).unwrap_or_default();
     let point = request.mount_point();
     let result =
         rustix::mount::mount(request.fsname(), point, request.fs_type(), request.flags(), data.as_c_str());
     match result {
-        Ok(()) => Ok(Some(Mount { device, mounted: Mounted::new(point) })),
+        Ok(()) => Ok(Some(Mount::new(device, Stage::Mounted(Mounted::new(point))))),
         Err(Errno::PERM) => Ok(None),
-        Err(Errno::NODEV) => Err(Failure::new("this kernel has no FUSE: load the module (`modprobe fuse`)")),
-        Err(Errno::BUSY) => Err(Failure::new(format!(
+        Err(error) => Err(mount_failure(point, error)),
+    }
+}
+
+/// Why there could be no mount on `point`, and what to do about it.
+pub(super) fn mount_failure(point: &Path, error: Errno) -> Failure {
+    match error {
+        Errno::NODEV => Failure::new("this kernel has no FUSE: load the module (`modprobe fuse`)"),
+        Errno::BUSY => Failure::new(format!(
             "mount point {} is busy: see what is mounted (`findmnt {}`)",
             point.display(),
             shell_word(point)
-        ))),
-        Err(error) => Err(Failure::new(format!("cannot mount on {}: {error}", point.display()))),
+        )),
+        error => Failure::new(format!("cannot mount on {}: {error}", point.display())),
     }
 }
 

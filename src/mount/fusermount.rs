@@ -16,7 +16,7 @@ use rustix::io::{Errno, FdFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use super::unmount::{How, Trouble};
-use super::{Mount, Mounted, Request, mountinfo};
+use super::{Mount, Mounted, Request, Stage, mountinfo};
 use crate::daemon;
 use crate::failure::Failure;
 
@@ -35,7 +35,7 @@ pub(super) fn mount(request: &Request) -> Result<Mount, Failure> {
             // From here on the mount stands, so whatever happens it has its guard.
             let mounted = Mounted::new(request.mount_point());
             finish(child, stderr);
-            Ok(Mount { device, mounted })
+            Ok(Mount::new(device, Stage::Mounted(mounted)))
         }
         Ok(None) => Err(explain(child, stderr, request)),
         Err(error) => {

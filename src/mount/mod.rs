@@ -1,8 +1,10 @@
 //! Mounting and unmounting: by mount(2) where the process may, else through fusermount3.
 //!
-//! Nothing here looks a path up inside a mount this process serves: such a request would wait for itself.
+//! Nothing here looks a path up inside a mount this process serves before it is served: such a request would wait for
+//! itself.
 
 mod dead;
+mod detached;
 mod device;
 mod fusermount;
 pub mod keeper;
@@ -22,6 +24,7 @@ use rustix::io::Errno;
 
 use crate::failure::Failure;
 pub(crate) use dead::mount_around as dead_mount_around;
+use detached::Detached;
 use keeper::Keeper;
 pub use request::Request;
 pub use unmount::{How, Trouble, unmount, unmount_command};
@@ -191,21 +194,55 @@ impl Drop for Mounted {
 /// One line that says what to do. Nothing stays mounted then.
 pub fn mount(request: &Request) -> Result<Mount, Failure> {
     let keeper = if request.auto_unmount() { Some(Keeper::start()?) } else { None };
-    let mut mount = device::mount(request)?;
-    if let Some(mut keeper) = keeper {
-        keeper.watch(mount.mounted.point())?;
-        mount.mounted.keeper = Some(keeper);
-    }
-    Ok(mount)
+    let mount = device::mount(request)?;
+    Ok(Mount { keeper, ..mount })
 }
 
 /// What mounting gives: the descriptor requests are read from, and the mount.
 #[derive(Debug)]
 pub struct Mount {
     /// /dev/fuse, bound to the mount.
-    pub device: OwnedFd,
-    /// Unmounts when dropped.
-    pub mounted: Mounted,
+    device: OwnedFd,
+    stage: Stage,
+    keeper: Option<Keeper>,
+}
+
+/// How far it is.
+#[derive(Debug)]
+enum Stage {
+    /// It is nowhere yet.
+    Detached(Detached),
+    Mounted(Mounted),
+}
+
+impl Mount {
+    fn new(device: OwnedFd, stage: Stage) -> Self {
+        Self { device, stage, keeper: None }
+    }
+
+    /// Has `serve` serve the mount, and mounts it, if that is still to be done. `name_root` says to what serves it whether the
+    /// root is reached by its name. Unmounts when dropped.
+    ///
+    /// # Errors
+    /// Those of `serve`, and one line that says why it cannot be mounted. Nothing stays mounted then.
+    pub fn serve<S>(
+        self,
+        request: &Request,
+        serve: impl FnOnce(OwnedFd) -> Result<S, Failure>,
+        name_root: impl Fn(&S, bool),
+    ) -> Result<(S, Mounted), Failure> {
+        let Self { device, stage, keeper } = self;
+        let session = serve(device)?;
+        let mut mounted = match stage {
+            Stage::Mounted(mounted) => mounted,
+            Stage::Detached(detached) => detached.attach(request, |named| name_root(&session, named))?,
+        };
+        if let Some(mut keeper) = keeper {
+            keeper.watch(mounted.point())?;
+            mounted.keeper = Some(keeper);
+        }
+        Ok((session, mounted))
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What to mount, and how mount(2) and fusermount3 want to hear it.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::fmt::Write;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -25,6 +25,7 @@ pub struct Request {
     allow_other: bool,
     auto_unmount: bool,
     max_read: usize,
+    acls: bool,
 }
 
 impl Request {
@@ -43,7 +44,13 @@ impl Request {
             allow_other: options.access != Access::Owner,
             auto_unmount: options.auto_unmount,
             max_read,
+            acls: options.overlay.has_acls(),
         }
+    }
+
+    /// Whether files have ACLs.
+    pub(super) fn has_acls(&self) -> bool {
+        self.acls
     }
 
     /// Where to mount.
@@ -72,12 +79,17 @@ impl Request {
     }
 
     /// mount(2)'s data, made of numbers and fixed words only (Documentation/filesystems/fuse.rst).
-    pub(super) fn kernel_data(&self, device: BorrowedFd<'_>, uid: u32, gid: u32) -> CString {
+    pub(super) fn kernel_data(&self, device: BorrowedFd<'_>, uid: u32, gid: u32) -> String {
         let fd = device.as_raw_fd();
         let mut data = format!("fd={fd},rootmode=40000,user_id={uid},group_id={gid}");
         self.push_kernel_options(&mut data);
-        // No NUL can be in it; an empty text would make mount(2) fail with EINVAL, which is reported.
-        CString::new(data).unwrap_or_default()
+        data
+    }
+
+    /// The same for the user who runs this process.
+    pub(super) fn data(&self, device: BorrowedFd<'_>) -> String {
+        let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        self.kernel_data(device, uid, gid)
     }
 
     fn push_kernel_options(&self, list: &mut String) {
@@ -178,7 +190,7 @@ mod tests {
     fn the_kernel_hears_numbers_and_fixed_words_only() {
         let device = std::fs::File::open("/dev/null").expect("/dev/null");
         let fd = device.as_raw_fd();
-        let data = |list: &str| request(list).kernel_data(device.as_fd(), 7, 8).into_string().expect("ASCII");
+        let data = |list: &str| request(list).kernel_data(device.as_fd(), 7, 8);
         let base = format!("fd={fd},rootmode=40000,user_id=7,group_id=8");
         assert_eq!(data(""), format!("{base},max_read=65536"));
         assert_eq!(data("fsname=a\\,allow_other"), format!("{base},max_read=65536"));

@@ -215,7 +215,7 @@ impl<B: Backend> Prepared<B> {
             job.send(serve).map_err(|_| io::Error::other("a worker is gone"))?;
             workers.push(thread);
         }
-        Ok(Running { workers, foreman: self.foreman, hearing, _handshake: handshake })
+        Ok(Running { workers, foreman: self.foreman, hearing, port, _handshake: handshake })
     }
 }
 
@@ -225,11 +225,17 @@ pub struct Running {
     workers: Vec<JoinHandle<io::Result<()>>>,
     foreman: Foreman,
     hearing: Option<Hearing>,
+    port: Arc<Port>,
     /// Keeps fuser's end of the connection.
     _handshake: Handshake,
 }
 
 impl Running {
+    /// Whether the kernel reaches the root by its name from now on ([`crate::transport::ROOT_NAME`]).
+    pub fn name_root(&self, named: bool) {
+        self.port.name_root(named);
+    }
+
     /// Returns when the file system has been unmounted.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use super::answer::{self, BODY, Given, Reply, put};
 use super::port::Sent;
 use super::readdir::Entries;
 use super::request::{Opcode, Request};
+use super::root::node;
 use super::wire::{
     BatchForgetIn, CopyFileRangeIn, CopyOut, CreateIn, FallocateIn, FlushIn, ForgetIn, ForgetOne, FsyncIn,
     GetattrIn, GetxattrIn, GetxattrOut, InHeader, IoctlIn, IoctlOut, LinkIn, LseekIn, LseekOut, MkdirIn,
@@ -16,7 +17,7 @@ use super::wire::{
     WriteOut, flag,
 };
 use super::worker::Worker;
-use crate::vfs::{FileRef, LookedUp};
+use crate::vfs::{FOR_EVER, FileRef, Found, LookedUp};
 use zerocopy::IntoBytes;
 
 /// The largest value of an attribute (`XATTR_SIZE_MAX`), and of a list of names, in bytes.
@@ -73,13 +74,13 @@ impl<B: Backend> Worker<B> {
         match opcode {
             Opcode::Forget => {
                 let forget: ForgetIn = request.take()?;
-                self.vfs.forget(NodeId(request.header.nodeid), forget.nlookup);
+                self.vfs.forget(node(request.header.nodeid), forget.nlookup);
             }
             Opcode::BatchForget => {
                 let batch: BatchForgetIn = request.take()?;
                 for _ in 0..batch.count {
                     let one: ForgetOne = request.take()?;
-                    self.vfs.forget(NodeId(one.nodeid), one.nlookup);
+                    self.vfs.forget(node(one.nodeid), one.nlookup);
                 }
             }
             Opcode::Destroy => return Ok(Reply::Empty),
@@ -90,7 +91,7 @@ impl<B: Backend> Worker<B> {
     }
 
     fn entries(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
-        let id = NodeId(request.header.nodeid);
+        let id = node(request.header.nodeid);
         let plain = caller(&request.header, 0);
         let found = match opcode {
             Opcode::Readlink => {
@@ -99,13 +100,21 @@ impl<B: Backend> Worker<B> {
                 self.out.extend_from_slice(&target);
                 return Ok(BODY);
             }
-            Opcode::Lookup => match self.vfs.lookup(id, &request.name()?)? {
-                LookedUp::Missing(lifetime) => {
-                    put(&mut self.out, &answer::no_entry(lifetime));
+            Opcode::Lookup => {
+                let name = request.name()?;
+                if let Some(named) = self.port.root.found(request.header.nodeid, name.as_bytes()) {
+                    let shown = self.vfs.getattr(NodeId::ROOT, None)?;
+                    put(&mut self.out, &answer::entry(&Found { id: named, shown, lifetime: FOR_EVER }));
                     return Ok(BODY);
                 }
-                LookedUp::Found(found) => found,
-            },
+                match self.vfs.lookup(id, &name)? {
+                    LookedUp::Missing(lifetime) => {
+                        put(&mut self.out, &answer::no_entry(lifetime));
+                        return Ok(BODY);
+                    }
+                    LookedUp::Found(found) => found,
+                }
+            }
             Opcode::Mknod => {
                 let MknodIn { mode, rdev, umask, .. } = request.take()?;
                 let name = request.name()?;
@@ -122,7 +131,7 @@ impl<B: Backend> Worker<B> {
             }
             _ => {
                 let LinkIn { oldnodeid } = request.take()?;
-                self.vfs.link(NodeId(oldnodeid), id, &request.name()?)?
+                self.vfs.link(node(oldnodeid), id, &request.name()?)?
             }
         };
         put(&mut self.out, &answer::entry(&found));
@@ -130,7 +139,7 @@ impl<B: Backend> Worker<B> {
     }
 
     fn removals(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
-        let parent = NodeId(request.header.nodeid);
+        let parent = node(request.header.nodeid);
         match opcode {
             Opcode::Unlink => self.vfs.unlink(parent, &request.name()?)?,
             Opcode::Rmdir => self.vfs.rmdir(parent, &request.name()?)?,
@@ -143,14 +152,14 @@ impl<B: Backend> Worker<B> {
                 };
                 let (from, to) = (request.name()?, request.name()?);
                 let by = caller(&request.header, 0);
-                self.vfs.rename(&by, (parent, &from), (NodeId(newdir), &to), RenameFlags(flags))?;
+                self.vfs.rename(&by, (parent, &from), (node(newdir), &to), RenameFlags(flags))?;
             }
         }
         Ok(Reply::Empty)
     }
 
     fn attributes(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
-        let id = NodeId(request.header.nodeid);
+        let id = node(request.header.nodeid);
         match opcode {
             Opcode::Statfs => put(&mut self.out, &answer::statfs(&self.vfs.statfs(id)?)),
             Opcode::Getattr => {
@@ -177,7 +186,7 @@ impl<B: Backend> Worker<B> {
     }
 
     fn handles(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
-        let id = NodeId(request.header.nodeid);
+        let id = node(request.header.nodeid);
         match opcode {
             Opcode::Open => {
                 let open: OpenIn = request.take()?;
@@ -273,7 +282,7 @@ impl<B: Backend> Worker<B> {
             _ => {
                 let copy: CopyFileRangeIn = request.take()?;
                 let from = (file(request, copy.fh_in), copy.off_in);
-                let target = FileRef { node: NodeId(copy.nodeid_out), ..file(request, copy.fh_out) };
+                let target = FileRef { node: node(copy.nodeid_out), ..file(request, copy.fh_out) };
                 let to = (target, copy.off_out);
                 let copied = self.vfs.copy_range(&by, from, to, length(copy.len))?;
                 if opcode == Opcode::CopyFileRange64 {
@@ -301,7 +310,7 @@ impl<B: Backend> Worker<B> {
         if ioctl.flags & flag::IOCTL_UNRESTRICTED != 0 {
             return Err(Errno::ENOTTY.into());
         }
-        let id = NodeId(request.header.nodeid);
+        let id = node(request.header.nodeid);
         let input = request.bytes(ioctl.in_size)?;
         let wanted = Ioctl { command: ioctl.cmd, input, output_len: length(u64::from(ioctl.out_size)) };
         let (result, bytes) = if ioctl.flags & flag::IOCTL_DIR != 0 {
@@ -315,7 +324,7 @@ impl<B: Backend> Worker<B> {
     }
 
     fn directories(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
-        let id = NodeId(request.header.nodeid);
+        let id = node(request.header.nodeid);
         match opcode {
             Opcode::Opendir => {
                 let (handle, kept) = self.vfs.opendir(id)?;
@@ -355,7 +364,7 @@ impl<B: Backend> Worker<B> {
     }
 
     fn xattrs(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
-        let id = NodeId(request.header.nodeid);
+        let id = node(request.header.nodeid);
         let by = caller(&request.header, 0);
         match opcode {
             Opcode::Setxattr => {
@@ -397,7 +406,7 @@ impl<B: Backend> Worker<B> {
 
 /// The file that a request means by `fh`.
 fn file(request: &Request<'_>, fh: u64) -> FileRef {
-    FileRef { node: NodeId(request.header.nodeid), handle: HandleId(fh), flags: OpenFlags(0) }
+    FileRef { node: node(request.header.nodeid), handle: HandleId(fh), flags: OpenFlags(0) }
 }
 
 /// What a SETATTR changes.

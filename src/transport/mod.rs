@@ -8,10 +8,12 @@ mod dispatch;
 mod port;
 mod readdir;
 mod request;
+mod root;
 mod wire;
 mod worker;
 
 pub use crew::{Crew, Foreman};
 pub use port::Port;
 pub use request::Opcode;
+pub use root::ROOT_NAME;
 pub use worker::{Stock, Worker};

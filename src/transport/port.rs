@@ -7,6 +7,7 @@ use rustix::io::{Errno as Os, writev};
 use splicefs_core::sys::ioctl;
 use splicefs_core::{Errno, Name, NodeId, Result};
 
+use super::root::Root;
 use super::wire::{InvalEntryOut, InvalInodeOut, PollWakeupOut, StoreOut, flag};
 use crate::reply::{HEADER, header};
 use crate::vfs::{BackingId, Kernel};
@@ -14,7 +15,10 @@ use zerocopy::IntoBytes;
 
 /// A `/dev/fuse` descriptor. A reply must go to the descriptor that read its request, so all threads share one.
 #[derive(Debug)]
-pub struct Port(OwnedFd);
+pub struct Port {
+    device: OwnedFd,
+    pub(super) root: Root,
+}
 
 /// Whether a reply arrived.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,14 +31,19 @@ pub(crate) enum Sent {
 
 impl AsFd for Port {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.device.as_fd()
     }
 }
 
 impl Port {
     /// A port on `device`.
     pub fn new(device: OwnedFd) -> Self {
-        Self(device)
+        Self { device, root: Root::default() }
+    }
+
+    /// Whether the kernel reaches the root by its name from now on ([`super::ROOT_NAME`]).
+    pub fn name_root(&self, named: bool) {
+        self.root.set_named(named);
     }
 
     /// Answers `unique` with `payload`.
@@ -49,7 +58,7 @@ impl Port {
 
     fn send(&self, unique: u64, header: &[u8; HEADER], payload: &[u8]) -> Sent {
         loop {
-            return match writev(&self.0, &[IoSlice::new(header), IoSlice::new(payload)]) {
+            return match writev(&self.device, &[IoSlice::new(header), IoSlice::new(payload)]) {
                 Ok(_) => Sent::Taken,
                 Err(Os::INTR) => continue,
                 Err(Os::NOENT) => Sent::Gone,
@@ -71,7 +80,7 @@ impl Port {
     fn notify_of(&self, code: i32, body: &[u8], rest: &[u8]) -> std::io::Result<()> {
         let mut head = header(0, body.len() + rest.len(), None);
         head[4..8].copy_from_slice(&code.to_ne_bytes());
-        match writev(&self.0, &[IoSlice::new(&head), IoSlice::new(body), IoSlice::new(rest)]) {
+        match writev(&self.device, &[IoSlice::new(&head), IoSlice::new(body), IoSlice::new(rest)]) {
             // The kernel knows the node or the waiter no longer.
             Ok(_) | Err(Os::NOENT) => Ok(()),
             Err(e) => Err(e.into()),
@@ -86,24 +95,30 @@ impl Kernel for Port {
 
     fn attributes_changed(&self, id: NodeId) -> std::io::Result<()> {
         // A negative offset leaves the page cache alone, whose locks the request being served may hold.
-        self.notify(flag::NOTIFY_INVAL_INODE, InvalInodeOut { ino: id.0, off: -1, len: 0 }.as_bytes())
+        self.notify(
+            flag::NOTIFY_INVAL_INODE,
+            InvalInodeOut { ino: self.root.id_of(id), off: -1, len: 0 }.as_bytes(),
+        )
     }
 
     fn node_changed(&self, id: NodeId) -> std::io::Result<()> {
         // All of it: a length of 0 has no end.
-        self.notify(flag::NOTIFY_INVAL_INODE, InvalInodeOut { ino: id.0, off: 0, len: 0 }.as_bytes())
+        self.notify(
+            flag::NOTIFY_INVAL_INODE,
+            InvalInodeOut { ino: self.root.id_of(id), off: 0, len: 0 }.as_bytes(),
+        )
     }
 
     fn name_changed(&self, dir: NodeId, name: &Name) -> std::io::Result<()> {
         // Expired and not dropped: what is in use, a working directory even, stays what it is if it is found again.
         let namelen = u32::try_from(name.as_bytes().len()).unwrap_or(0);
-        let out = InvalEntryOut { parent: dir.0, namelen, flags: flag::EXPIRE_ONLY };
+        let out = InvalEntryOut { parent: self.root.id_of(dir), namelen, flags: flag::EXPIRE_ONLY };
         self.notify_of(flag::NOTIFY_INVAL_ENTRY, out.as_bytes(), name.as_c_str().to_bytes_with_nul())
     }
 
     fn contents(&self, id: NodeId, bytes: &[u8]) -> std::io::Result<()> {
         let size = u32::try_from(bytes.len()).map_err(std::io::Error::other)?;
-        let out = StoreOut { nodeid: id.0, offset: 0, size, padding: 0 };
+        let out = StoreOut { nodeid: self.root.id_of(id), offset: 0, size, padding: 0 };
         self.notify_of(flag::NOTIFY_STORE, out.as_bytes(), bytes)
     }
 
@@ -112,10 +127,10 @@ impl Kernel for Port {
     }
 
     fn open_backing(&self, file: BorrowedFd<'_>) -> Result<BackingId> {
-        ioctl::open_backing(&self.0, file).map(BackingId)
+        ioctl::open_backing(&self.device, file).map(BackingId)
     }
 
     fn close_backing(&self, id: BackingId) -> Result<()> {
-        ioctl::close_backing(&self.0, id.0)
+        ioctl::close_backing(&self.device, id.0)
     }
 }

@@ -12,6 +12,7 @@ use super::answer::{Given, Reply};
 use super::crew::{Crew, Next};
 use super::port::{Port, Sent};
 use super::request::{Opcode, Request};
+use super::root::node;
 use crate::aligned::{AlignedBuffer, PAGE};
 use crate::reply::Engine;
 use crate::vfs::{Turn, Vfs};
@@ -226,9 +227,9 @@ fn log_error(opcode: Opcode, request: &Request<'_>, error: &Error) {
     };
     log::log!(
         level,
-        "{} of node #{} by uid {} pid {} (request {}): {error}",
+        "{} of node {} by uid {} pid {} (request {}): {error}",
         opcode.key(),
-        header.nodeid,
+        node(header.nodeid),
         header.uid,
         header.pid,
         header.unique
