@@ -7,7 +7,7 @@ use rustix::io::{Errno as Os, writev};
 use splicefs_core::sys::ioctl;
 use splicefs_core::{Errno, Name, NodeId, Result};
 
-use super::root::Root;
+use super::root::{ROOT_NAME, Root};
 use super::wire::{InvalEntryOut, InvalInodeOut, PollWakeupOut, StoreOut, flag};
 use crate::reply::{HEADER, header};
 use crate::vfs::{BackingId, Kernel};
@@ -44,6 +44,13 @@ impl Port {
     /// Whether the kernel reaches the root by its name from now on ([`super::ROOT_NAME`]).
     pub fn name_root(&self, named: bool) {
         self.root.set_named(named);
+        // The kernel may have found it by then: it is to ask again.
+        if !named
+            && let Ok(name) = Name::new(ROOT_NAME.as_bytes())
+            && let Err(e) = self.name_changed(NodeId::ROOT, &name)
+        {
+            log::warn!("the name {ROOT_NAME} may lead to the root: {e}");
+        }
     }
 
     /// Answers `unique` with `payload`.
