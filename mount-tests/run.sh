@@ -33,7 +33,8 @@ as_root() {
 install_missing() {
     local pairs=(
         fusermount3 fuse3 setfacl acl setfattr attr strace strace lsattr e2fsprogs mkfs.ext4 e2fsprogs mkfs.xfs xfsprogs
-        losetup mount unshare util-linux prlimit util-linux setpriv util-linux sha256sum coreutils cc gcc python3 python3
+        losetup mount unshare util-linux prlimit util-linux chrt util-linux setpriv util-linux sha256sum coreutils cc gcc python3 python3
+        git git fuse-overlayfs fuse-overlayfs
     )
     local packages=() index
     PATH=$PATH:/usr/sbin:/sbin

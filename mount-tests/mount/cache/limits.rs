@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 
 use super::{mount, plant, shows_the_source, stats, try_walk, walk};
 use crate::harness::{
-    Identity, Mount, Need, as_caller, ready, shell, splicefs_binary, unprivileged_user, until,
+    Identity, Mount, Need, as_caller, ready, shell, splicefs_binary, unprivileged_user, until, until_stopped,
 };
 
 /// The daemon stands still until its queue has run over; then everything is looked at again.
@@ -18,11 +18,13 @@ fn after_an_overflow_everything_is_asked_for_again() {
     walk(mount.point());
     assert!(!mount.point().join("d0/new").exists());
     until("the source", || shows_the_source(&mount));
-    let daemon = Pid::from_raw(mount.pid().expect("a daemon").cast_signed());
+    let pid = mount.pid().expect("a daemon");
+    let daemon = Pid::from_raw(pid.cast_signed());
     kill(daemon, Signal::SIGSTOP).expect("stopping the daemon");
+    until_stopped(pid);
     let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").expect("the limit");
-    for round in 0..limit.trim().parse::<u32>().expect("a number") / 2 + 1 {
-        // Two events at least, which differ from those before and so are not merged with them.
+    for round in 0..limit.trim().parse::<u32>().expect("a number") {
+        // Two events at least, which differ from those before and so are not merged with them: twice the limit.
         fs::write(at(&format!("d1/f{}", round % 2)), "x").expect("write");
     }
     fs::write(at("d0/new"), "new").expect("write");

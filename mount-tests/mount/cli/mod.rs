@@ -15,7 +15,9 @@ use nix::mount::{MntFlags, umount2};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::harness::{Mount, Need, command, entry_at, is_mounted, ready, scratch, splicefs_binary, until};
+use crate::harness::{
+    Mount, Need, command, entry_at, is_mounted, ready, scratch, splicefs_binary, until, until_dead,
+};
 
 const NEEDS: [Need; 3] = [Need::Fuse, Need::Root, Need::Splicefs];
 
@@ -237,7 +239,7 @@ fn a_killed_daemons_mount_is_cleaned_up() {
         kill_process(pid, Signal::KILL).expect("kill");
     }
     until("the daemon to be gone", || place.daemons().is_empty());
-    until("the mount to be dead", || fs::metadata(place.point()).is_err());
+    until_dead(&place.point());
     assert_complains(&place.mount(&[]), &["transport endpoint", "unmount"]);
     assert_success(&place.unmount());
     assert!(!is_mounted(&place.point()));

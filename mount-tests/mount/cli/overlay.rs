@@ -10,7 +10,7 @@ use rustix::process::{Signal, kill_process};
 use super::{Place, assert_complains, assert_success, run, stderr, stdout, user_command};
 use crate::harness::{
     Identity, Need, as_caller, command, entry_at, is_mounted, ready, splicefs_binary, unprivileged_user,
-    until,
+    until_dead, until_umounted,
 };
 
 /// Two lower directories `a` and `b`, `upper` and `work`, in the directory of a [`Place`].
@@ -255,13 +255,13 @@ fn a_directory_for_changes_has_one_mount() {
     for _ in 0..5 {
         assert_success(&layers.mount(&layers.options()));
         fs::write(layers.point().join("file"), vec![7; 1 << 20]).expect("write");
-        nix::mount::umount(&layers.point()).expect("umount");
+        until_umounted(&layers.point());
     }
     assert_success(&layers.mount(&layers.options()));
     for pid in layers.place.daemons() {
         kill_process(pid, Signal::KILL).expect("kill");
     }
-    until("the mount to be dead", || fs::metadata(layers.point()).is_err());
+    until_dead(&layers.point());
     layers.unmount();
     assert_success(&layers.mount(&layers.options()));
     layers.unmount();

@@ -11,7 +11,8 @@ use rustix::process::{Signal, kill_process};
 
 use super::{Place, assert_complains, assert_success, run, stdout, user_command};
 use crate::harness::{
-    Identity, Need, as_caller, command, entry_at, fill, ready, splicefs_binary, unprivileged_user, until,
+    Identity, Need, as_caller, command, entry_at, fill, ready, splicefs_binary, unprivileged_user,
+    until_dead, until_umounted,
 };
 
 /// Bytes and inodes that fit in, as df(1) shows them.
@@ -166,7 +167,7 @@ fn what_cannot_be_resized_says_why() {
     mount(Some("tmpfs"), &point, Some("tmpfs"), MsFlags::empty(), None::<&str>)
         .expect("a tmpfs of the kernel's");
     assert_complains(&refused(), &["the kernel's own tmpfs", "mount -o remount,size=1m"]);
-    nix::mount::umount(&point).expect("umount");
+    until_umounted(&point);
     assert_success(&place.mount_tmpfs(&["-o", "ro"]));
     assert_complains(&refused(), &["read-only"]);
     assert_success(&place.unmount());
@@ -176,7 +177,7 @@ fn what_cannot_be_resized_says_why() {
     for pid in place.daemons() {
         kill_process(pid, Signal::KILL).expect("kill");
     }
-    until("the mount to be dead", || fs::metadata(&point).is_err());
+    until_dead(&point);
     assert_complains(&refused(), &["dead mount", "splicefs unmount"]);
     assert_success(&place.unmount());
 }

@@ -23,4 +23,6 @@ pub(crate) use needs::{Need, long_run, native_control, ready};
 pub(crate) use pattern::{fill, first_difference};
 pub(crate) use stats::Stats;
 pub(crate) use tools::{Random, aligned, drop_file_cache, have_program, read_range, scratch, shell};
-pub(crate) use wait::{Watchdog, until, until_some, until_unmounted};
+pub(crate) use wait::{
+    Watchdog, until, until_dead, until_some, until_stopped, until_umounted, until_unmounted,
+};

@@ -1,9 +1,15 @@
 //! Waiting for conditions. The limits only bound how long a failure takes to show.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::statfs::statfs;
 
 const LIMIT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(5);
@@ -33,6 +39,34 @@ pub(crate) fn until_unmounted(mut command: Command) {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success() || said.contains("is in use"), "splicefs unmount: {said}");
         output.status.success()
+    });
+}
+
+/// Unmounts, when the kernel lets it: see [`until_unmounted`] for why it may not at once.
+pub(crate) fn until_umounted(point: &Path) {
+    until("umount(2) to succeed", || match umount2(point, MntFlags::empty()) {
+        Ok(()) => true,
+        Err(Errno::EBUSY) => false,
+        Err(e) => panic!("umount of {point:?}: {e}"),
+    });
+}
+
+/// Waits until the daemon of the mount on `point` is known to be dead. Not by stat(2): a daemon that has been killed may live
+/// long enough to answer one, and the kernel may keep that answer for ever. statfs(2) always asks.
+pub(crate) fn until_dead(point: &Path) {
+    until("the mount to be dead", || statfs(point).is_err());
+}
+
+/// Waits until all threads of a process have stopped: kill(2) does not wait for that, and meanwhile they run on.
+pub(crate) fn until_stopped(pid: u32) {
+    let has_stopped = |task: &Path| match fs::read_to_string(task.join("stat")) {
+        // The state follows on the name, which is in parentheses and may have some itself.
+        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')),
+        Err(_) => true,
+    };
+    until("the process to stop", || {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("listing threads");
+        tasks.map(|task| task.expect("a thread").path()).all(|task| has_stopped(&task))
     });
 }
 
