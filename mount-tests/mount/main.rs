@@ -15,6 +15,7 @@ mod creds;
 mod differential;
 mod direct;
 mod harness;
+mod late;
 mod mapped;
 mod overlay;
 mod posix;

@@ -1,7 +1,7 @@
 //! From a decoded request to the vfs, and from its answer to a payload.
 
 use splicefs_core::{
-    Backend, Caller, Cookie, CreateFlags, Errno, HandleId, Ioctl, Make, NodeId, OpenFlags, RenameFlags,
+    Backend, Caller, Cookie, CreateFlags, Errno, HandleId, Ioctl, Make, Name, NodeId, OpenFlags, RenameFlags,
     Result, SeekTo, SetAttr, SetTime, Span, Timestamp, WriteMode, XattrFlags,
 };
 
@@ -107,13 +107,7 @@ impl<B: Backend> Worker<B> {
                     put(&mut self.out, &answer::entry(&Found { id: named, shown, lifetime: FOR_EVER }));
                     return Ok(BODY);
                 }
-                match self.vfs.lookup(id, &name)? {
-                    LookedUp::Missing(lifetime) => {
-                        put(&mut self.out, &answer::no_entry(lifetime));
-                        return Ok(BODY);
-                    }
-                    LookedUp::Found(found) => found,
-                }
+                return self.lookup(&plain, request.header.unique, id, &name);
             }
             Opcode::Mknod => {
                 let MknodIn { mode, rdev, umask, .. } = request.take()?;
@@ -136,6 +130,24 @@ impl<B: Backend> Worker<B> {
         };
         put(&mut self.out, &answer::entry(&found));
         Ok(Reply::Body(Given { node: Some(found.id), ..Given::NOTHING }))
+    }
+
+    fn lookup(&mut self, caller: &Caller, unique: u64, parent: NodeId, name: &Name) -> Result<Reply> {
+        let (out, port) = (&mut self.out, &self.port);
+        let (sent, node) = self.vfs.lookup(caller, parent, name, |looked_up| match looked_up {
+            LookedUp::Missing(lifetime) => {
+                put(out, &answer::no_entry(*lifetime));
+                (port.reply(unique, out), None)
+            }
+            LookedUp::Found(found) => {
+                put(out, &answer::entry(found));
+                (port.reply(unique, out), Some(found.id))
+            }
+        })?;
+        if sent == Sent::Gone {
+            self.take_back(Given { node, ..Given::NOTHING });
+        }
+        Ok(Reply::Sent)
     }
 
     fn removals(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {

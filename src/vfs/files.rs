@@ -103,6 +103,7 @@ impl<B: Backend> Vfs<B> {
             self.attributes_changed(id);
         }
         let handle = self.handle(node, opened, flags);
+        self.lookups.settle(id, caller.pid);
         let replied = reply(&handle);
         // Past the page cache nothing is filled up with zeros; and the sizes of such files often mean nothing.
         if before.size > 0 && handle.way != Way::Direct {
@@ -182,6 +183,7 @@ impl<B: Backend> Vfs<B> {
         }
         let clears = !caller.fsetid && creds::has_special_bits(self.backend.mode(&open.file)?);
         let result = how(&Caller { fsetid: !clears, ..*caller });
+        self.lookups.settle(open.node.id(), caller.pid);
         if clears {
             self.attributes_changed(open.node.id());
         }

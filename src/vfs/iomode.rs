@@ -451,9 +451,9 @@ mod tests {
         let caching = Caching::new(Ownership::Shared, Cache::Auto, None, None, false);
         let access = Access { owner: 0, owner_and_root_only: false, acls: true };
         let vfs = Vfs::new(backend, caching, access, stats, Arc::new(Unprivileged)).unwrap();
-        let LookedUp::Found(found) = vfs.lookup(NodeId::ROOT, &Name::new(b"file").unwrap()).unwrap() else {
-            panic!("the file is there");
-        };
+        let name = Name::new(b"file").unwrap();
+        let looked_up = vfs.lookup(&Caller::DAEMON, NodeId::ROOT, &name, |looked_up| *looked_up).unwrap();
+        let LookedUp::Found(found) = looked_up else { panic!("the file is there") };
         let policy = Policy { splice: false, splice_min: 0 };
         let mut engine =
             Engine::new(policy, Arc::new(ZeroSource::new().unwrap()), PAGE, Arc::default()).unwrap();

@@ -8,9 +8,11 @@ mod files;
 mod hearing;
 mod iomode;
 mod length;
+mod lookups;
 mod names;
 mod poll;
 mod prefetch;
+mod replied;
 mod turns;
 mod unopened;
 mod writeback;
@@ -33,6 +35,7 @@ use hearing::{Told, Uncertain};
 pub use iomode::{BackingId, Way};
 use iomode::{Bypass, IoMode};
 use length::Length;
+use lookups::Lookups;
 use poll::Wakeups;
 pub use turns::Turn;
 use turns::Turns;
@@ -160,6 +163,7 @@ pub struct Vfs<B: Backend> {
     files: HandleTable<OpenFile<B>>,
     unopened: Unopened<B>,
     dirs: HandleTable<B::Dir>,
+    lookups: Lookups,
     caching: Caching,
     /// Changes that were to be heard of are not any more.
     deaf: AtomicBool,
@@ -227,6 +231,7 @@ impl<B: Backend> Vfs<B> {
             files: HandleTable::default(),
             unopened: Unopened::new(),
             dirs: HandleTable::default(),
+            lookups: Lookups::new(caching.writeback),
             backend,
             caching,
             deaf: AtomicBool::new(false),

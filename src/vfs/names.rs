@@ -1,26 +1,39 @@
 //! Names, attributes and what changes them.
 
 use splicefs_core::{
-    Backend, Caller, Change, Errno, HandleId, Make, Name, NodeId, RenameFlags, Result, SetAttr, SetTime,
-    StatFs,
+    Backend, Caller, Change, Errno, HandleId, Identified, Make, Name, NodeId, RenameFlags, Result, SetAttr,
+    SetTime, StatFs,
 };
 
 use super::{Found, LookedUp, NODE_BYTES, Shown, UNHEARD, Vfs};
 
 impl<B: Backend> Vfs<B> {
-    /// The node that `name` leads to; the kernel holds one more reference to it.
+    /// Looks up what `name` leads to, and gives it to `reply`, whose result is returned; the kernel holds one more reference to a
+    /// node.
     ///
     /// # Errors
     /// `ENOENT` where it leads nowhere and the kernel is not to keep that.
-    pub fn lookup(&self, parent: NodeId, name: &Name) -> Result<LookedUp> {
+    pub fn lookup<R>(
+        &self,
+        caller: &Caller,
+        parent: NodeId,
+        name: &Name,
+        reply: impl FnOnce(&LookedUp) -> R,
+    ) -> Result<R> {
         let parent = self.node(parent)?;
         let names = self.kept(&parent);
-        match self.backend.lookup(&parent, name) {
+        let before = self.lookups.changes();
+        let mut entry = match self.backend.lookup(&parent, name) {
             Err(e) if e.errno() == Errno::ENOENT && !names.negative.is_zero() => {
-                Ok(LookedUp::Missing(names.negative))
+                return Ok(reply(&LookedUp::Missing(names.negative)));
             }
-            entry => Ok(LookedUp::Found(self.remember(entry?, names).0)),
+            entry => entry?,
+        };
+        let (_answering, changed) = self.lookups.note(entry.node.id(), caller.pid, before);
+        if changed {
+            entry.attr = self.backend.getattr(&entry.node, None)?;
         }
+        Ok(reply(&LookedUp::Found(self.remember(entry, names).0)))
     }
 
     /// The kernel gives `count` references back.
@@ -57,7 +70,9 @@ impl<B: Backend> Vfs<B> {
         let file = open.as_ref().map(|open| &open.file);
         let kept = self.kept(&node);
         let Some(_) = change.size else {
-            reply(&self.show(&node, self.change_attributes(caller, &node, file, change)?, kept));
+            let attr = self.change_attributes(caller, &node, file, change)?;
+            self.lookups.settle(id, caller.pid);
+            reply(&self.show(&node, attr, kept));
             return Ok(());
         };
         let used = self.nodes.state(&node);
@@ -69,6 +84,7 @@ impl<B: Backend> Vfs<B> {
             change.mtime = change.mtime.or(Some(SetTime::Now));
         }
         let attr = self.change_attributes(caller, &node, file, &change)?;
+        self.lookups.settle(id, caller.pid);
         reply(&self.show(&node, attr, kept));
         if attr.size < before {
             length.told_shorter(caller.pid);

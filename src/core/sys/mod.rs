@@ -10,4 +10,6 @@ pub mod memory;
 pub mod mount;
 mod proc;
 
-pub use proc::{Activity, activity, descriptor_share, detach_from_mounts, fd_path, open_proc, reopen};
+pub use proc::{
+    Activity, activity, descriptor_share, detach_from_mounts, fd_path, is_thread, open_proc, reopen,
+};

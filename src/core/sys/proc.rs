@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags, openat};
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 
 use crate::error::Result;
 
@@ -62,6 +64,13 @@ pub fn activity(thread: u32) -> Option<Activity> {
     parse_activity(&buffer[..len])
 }
 
+/// Whether there is such a thread, be it hidden.
+pub fn is_thread(number: u32) -> bool {
+    // Negative numbers would be groups.
+    let thread = i32::try_from(number).ok().and_then(Pid::from_raw);
+    thread.is_some_and(|thread| test_kill_process(thread) != Err(Errno::SRCH))
+}
+
 /// The number, the name in parentheses (which may hold any byte), the state; the 14th and 15th are the times.
 fn parse_activity(stat: &[u8]) -> Option<Activity> {
     let rest = std::str::from_utf8(stat.rsplit(|&byte| byte == b')').next()?).ok()?;
@@ -92,6 +101,18 @@ pub fn reopen(fd: impl AsFd, flags: OFlags) -> Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_is_one_until_it_has_ended() {
+        let thread = std::thread::spawn(|| {
+            let this = rustix::thread::gettid().as_raw_pid().cast_unsigned();
+            assert!(is_thread(this), "it need not be the first of its process");
+            this
+        });
+        let gone = thread.join().unwrap();
+        while is_thread(gone) {}
+        assert!(!is_thread(0) && !is_thread(u32::MAX), "these are groups");
+    }
 
     #[test]
     fn the_name_of_a_thread_does_not_matter_to_what_it_does() {
