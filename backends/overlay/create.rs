@@ -11,7 +11,7 @@ use splicefs_core::{
 use crate::Overlay;
 use crate::copyup::Need;
 use crate::file::File;
-use crate::lowers::{Hides, Lowers};
+use crate::lowers::Hides;
 use crate::marks::{DOT_WHITEOUT, entry_of};
 use crate::node::{Key, Node, Parts, Place};
 use crate::work::Changes;
@@ -217,19 +217,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let ino = self.own_ino(entry.attr.ino);
         let key = Key::Upper(entry.node.id());
         let hides = (kind == FileKind::Directory).then(Hides::none);
-        let lowers = Lowers::default();
-        let parts = Parts {
-            kind,
-            ino,
-            upper: Some(entry.node),
-            lowers,
-            metacopy: false,
-            links: None,
-            linked: false,
-            protection: Some(Protection::default()),
-            hides,
-            place,
-        };
+        let protection = Some(Protection::default());
+        let parts = Parts { upper: Some(entry.node), protection, hides, ..Parts::new(kind, ino, place) };
         let node = self.nodes.intern(Some(key), parts);
         if let Some(state) = &node.dir {
             state.impure.get_or_init(|| AtomicBool::new(false));

@@ -119,21 +119,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let has_handles = has_handles.collect::<Result<_>>()?;
         let upper = upper.map(|upper| Changes::prepare(upper, &config)).transpose()?;
         let nodes = Nodes::new();
-        let root = nodes.intern(
-            None,
-            Parts {
-                kind: FileKind::Directory,
-                ino,
-                upper: root,
-                lowers: merged,
-                metacopy: false,
-                links: None,
-                linked: false,
-                protection: None,
-                hides,
-                place: Place::Root,
-            },
-        );
+        let parts = Parts::new(FileKind::Directory, ino, Place::Root);
+        let root = nodes.intern(None, Parts { upper: root, lowers: merged, hides, ..parts });
         let gate = Mutex::new(());
         Ok(Self { config, marks, numbers, lowers, lower_roots, has_handles, upper, nodes, root, gate })
     }
@@ -154,7 +141,7 @@ fn lower_roots<L: Layer>(marks: Marks, lowers: &[Lower<L>]) -> Result<Vec<LowerD
         let index = LayerIndex::try_from(number).map_err(|_| Errno::EINVAL)?;
         let node = lower.layer.root();
         let xattrs = marks.opaque(&lower.layer, &node)? == Opaque::XattrWhiteouts;
-        Ok(LowerDir { index, node, hides: Hides::new(xattrs) })
+        Ok(LowerDir { lower: LowerNode { index, node }, hides: Hides::new(xattrs) })
     };
     lowers.iter().enumerate().map(root).collect()
 }

@@ -31,22 +31,22 @@ impl<L: Layer> Clone for LowerNode<L> {
 
 /// A directory of a lower layer.
 pub(crate) struct LowerDir<L: Layer> {
-    pub(crate) index: LayerIndex,
-    pub(crate) node: Arc<L::Node>,
+    pub(crate) lower: LowerNode<L>,
     /// What is known of its whiteouts.
     pub(crate) hides: Arc<Hides>,
 }
 
-impl<L: Layer> LowerDir<L> {
-    /// Which layer, the topmost being 0.
-    pub(crate) fn layer(&self) -> usize {
-        self.index.into()
+impl<L: Layer> Deref for LowerDir<L> {
+    type Target = LowerNode<L>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.lower
     }
 }
 
 impl<L: Layer> Clone for LowerDir<L> {
     fn clone(&self) -> Self {
-        Self { index: self.index, node: self.node.clone(), hides: self.hides.clone() }
+        Self { lower: self.lower.clone(), hides: self.hides.clone() }
     }
 }
 
@@ -65,13 +65,13 @@ impl<L: Layer> Default for Lowers<L> {
 
 impl<L: Layer> Lowers<L> {
     /// Adds what is not a directory, below the others.
-    pub(crate) fn push(&mut self, index: LayerIndex, node: Arc<L::Node>) {
-        self.nodes.push(LowerNode { index, node });
+    pub(crate) fn push(&mut self, lower: LowerNode<L>) {
+        self.nodes.push(lower);
     }
 
     /// Adds a directory below the others.
-    pub(crate) fn push_dir(&mut self, LowerDir { index, node, hides }: LowerDir<L>) {
-        self.push(index, node);
+    pub(crate) fn push_dir(&mut self, LowerDir { lower, hides }: LowerDir<L>) {
+        self.push(lower);
         self.hides.push(hides);
     }
 }

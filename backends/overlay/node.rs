@@ -169,6 +169,24 @@ pub(crate) struct Parts<L: Layer, U: Layer> {
     pub(crate) place: Place<L, U>,
 }
 
+impl<L: Layer, U: Layer> Parts<L, U> {
+    /// Nothing in any layer yet.
+    pub(crate) fn new(kind: FileKind, ino: u64, place: Place<L, U>) -> Self {
+        Self {
+            kind,
+            ino,
+            upper: None,
+            lowers: Lowers::default(),
+            metacopy: false,
+            links: None,
+            linked: false,
+            protection: None,
+            hides: None,
+            place,
+        }
+    }
+}
+
 impl<L: Layer, U: Layer> Identified for Node<L, U> {
     fn id(&self) -> NodeId {
         self.id
@@ -211,11 +229,7 @@ impl<L: Layer, U: Layer> Node<L, U> {
 
     fn as_dirs<'a>(&'a self, lowers: &'a [LowerNode<L>]) -> impl Iterator<Item = LowerDir<L>> + 'a {
         let hides = self.dir.iter().flat_map(|dir| &dir.lower_hides);
-        lowers.iter().zip(hides).map(|(LowerNode { index, node }, hides)| LowerDir {
-            index: *index,
-            node: node.clone(),
-            hides: hides.clone(),
-        })
+        lowers.iter().zip(hides).map(|(lower, hides)| LowerDir { lower: lower.clone(), hides: hides.clone() })
     }
 
     /// The directory's upper counterpart has become opaque.

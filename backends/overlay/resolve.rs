@@ -28,6 +28,22 @@ pub(crate) struct Found<L: Layer, U: Layer> {
     hides: Option<Arc<Hides>>,
 }
 
+impl<L: Layer, U: Layer> Found<L, U> {
+    /// What has these attributes, in no layer yet.
+    fn new(attr: Attr, ino: u64, metacopy: bool) -> Self {
+        Self {
+            attr,
+            upper: None,
+            lowers: Lowers::default(),
+            metacopy,
+            incomplete: metacopy,
+            ino,
+            links: None,
+            hides: None,
+        }
+    }
+}
+
 /// What one layer has under a name.
 enum Here<N> {
     /// Nothing; the layers below are asked.
@@ -121,18 +137,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         // An upper file may have a mark besides.
         let protection = (!from_upper).then_some(attr.protection);
         let linked = is_linked(&attr);
-        let parts = Parts {
-            kind: attr.kind(),
-            ino,
-            upper,
-            lowers,
-            metacopy,
-            links,
-            linked,
-            protection,
-            hides,
-            place,
-        };
+        let parts = Parts::new(attr.kind(), ino, place);
+        let parts = Parts { upper, lowers, metacopy, links, linked, protection, hides, ..parts };
         let node = self.nodes.intern(Some(key), parts);
         if node.is_dir() || matches!(node.place(), Place::Nowhere) {
             self.settle(&node, parent, name);
@@ -201,11 +207,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                         search.dirs.clear();
                     }
                     let ino = self.upper_ino(parent, &hit.entry)?;
-                    let upper = Some(hit.entry.node);
-                    let lowers = Lowers::default();
-                    let incomplete = metacopy;
                     found =
-                        Some(Found { attr, upper, lowers, metacopy, incomplete, ino, links: None, hides });
+                        Some(Found { upper: Some(hit.entry.node), hides, ..Found::new(attr, ino, metacopy) });
                 }
             }
         }
@@ -244,17 +247,13 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
                     found.incomplete = metacopy;
                     found
                 }
-                None => {
-                    let (upper, lowers, links, hides) = (None, Lowers::default(), None, None);
-                    let incomplete = metacopy;
-                    found.insert(Found { attr, upper, lowers, metacopy, incomplete, ino, links, hides })
-                }
+                None => found.insert(Found::new(attr, ino, metacopy)),
             };
+            let lower = LowerNode { index, node: hit.entry.node };
             if is_dir {
-                let hides = Hides::new(hit.xattr_whiteouts);
-                found.lowers.push_dir(LowerDir { index, node: hit.entry.node, hides });
+                found.lowers.push_dir(LowerDir { lower, hides: Hides::new(hit.xattr_whiteouts) });
             } else {
-                found.lowers.push(index, hit.entry.node);
+                found.lowers.push(lower);
             }
             if !self.follow(&mut search, Some(layer), hit.below, metacopy)? {
                 return Ok(());
@@ -275,7 +274,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     /// more directories to search.
     fn descend(&self, search: &mut Search<L>, dir: LowerDir<L>) -> Result<Option<Hit<L::Node>>> {
         let index = dir.layer();
-        let LowerDir { node: mut at, mut hides, .. } = dir;
+        let LowerDir { lower: LowerNode { node: mut at, .. }, mut hides } = dir;
         let layer = &self.lowers[index].layer;
         let path = search.path.clone();
         let (last, way) = match path.split_last() {

@@ -98,8 +98,7 @@ fn changed_meanwhile(change: impl Fn(&Path), check: impl Fn(&Path)) {
         fs::hard_link(late, other).expect("link");
     }
     let mount = layers.mount_with("passthrough=off,writeback=on");
-    let pid = mount.stats().expect("stats").json()["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
-    let daemon = Pid::from_raw(pid.expect("a pid"));
+    let daemon = Pid::from_raw(mount.stats().expect("stats").pid().cast_signed());
     let (cpu, free) = two_processors();
     bind(free);
     for number in 0..FILES {

@@ -4,14 +4,13 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::thread;
 
 use rustix::fs::OFlags;
 
 use crate::harness::{
     Mount, MountBuilder, Need, Stats, aligned, drop_file_cache, fill, first_difference, long_run, read_range,
-    ready, shell, until, until_some,
+    ready, shell, trace, until_some,
 };
 use crate::mapped::Mapping;
 use crate::posix::script::open;
@@ -312,32 +311,13 @@ fn trace_reading(options: &str) -> Option<(u64, u64)> {
     let builder = Mount::builder().options("passthrough=off").options(options);
     write_pattern(&builder.source().join("file"), 32 * MIB);
     let mount = builder.start();
-    let pid = mount.pid().expect("a daemon");
-    let output = mount.dir().join("trace");
-    let mut strace = Command::new("strace")
-        .args(["-f", "-qq", "-e", "trace=splice,pread64,preadv,preadv2,writev", "-o"])
-        .arg(&output)
-        .args(["-p", &pid.to_string()])
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("starting strace");
-    until("strace to have attached to every thread", || {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("listing threads");
-        tasks
-            .map(|task| task.expect("listing threads").path().join("status"))
-            .all(|status| fs::read_to_string(status).is_ok_and(|text| !text.contains("TracerPid:\t0\n")))
+    let (pid, output) = (mount.pid().expect("a daemon"), mount.dir().join("trace"));
+    let trace = trace(pid, "splice,pread64,preadv,preadv2,writev", &output, || {
+        buffered(&mount.point().join("file"), 0, u64::MAX, &|bytes, offset| {
+            assert_eq!(first_difference(bytes, offset), None, "at {offset}");
+        });
     });
-    buffered(&mount.point().join("file"), 0, u64::MAX, &|bytes, offset| {
-        assert_eq!(first_difference(bytes, offset), None, "at {offset}");
-    });
-    // SIGINT makes strace let go of the daemon and end.
-    let interrupt = rustix::process::kill_process(
-        rustix::process::Pid::from_child(&strace),
-        rustix::process::Signal::INT,
-    );
-    interrupt.expect("interrupting strace");
-    strace.wait().expect("waiting for strace");
-    Some(traced_bytes(&fs::read_to_string(output).expect("reading the trace")))
+    Some(traced_bytes(&trace))
 }
 
 #[test]

@@ -1,10 +1,12 @@
-//! How many messages common operations take: fewer requests are the first of all speed.
+//! How many messages common operations take, and how many system calls the daemon makes for them: fewer of both are the first
+//! of all speed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use crate::harness::{Mount, Need, Stats, ready};
-use crate::overlay::Layers;
+use crate::harness::{Mount, Need, Stats, ready, trace};
+use crate::overlay::{Layers, Overlay};
 use crate::tmpfs::Observed;
 
 /// Each operation is done so many times.
@@ -88,4 +90,59 @@ fn a_mirrored_file_is_flushed_where_closing_it_may_fail() {
     // A FUSE file system may be of any kind.
     let above = Mount::builder().mirroring(local.point()).options("passthrough=off").start();
     assert!(flushed(&above), "a FUSE file system");
+}
+
+/// How often each of the system calls of an overlay's daemon begins while `what` runs, but for those by which it is asked and
+/// answers.
+fn calls(mount: &Overlay, layers: &Layers, what: impl FnOnce()) -> BTreeMap<String, u64> {
+    let pid = mount.stats().expect("stats").pid();
+    let trace = trace(pid, "%file,%desc", &layers.dir().join("trace"), what);
+    let mut calls = BTreeMap::new();
+    for line in trace.lines() {
+        // The number of the thread comes first; a call that is interrupted by another thread's has two lines.
+        let call = line.split_whitespace().nth(1).and_then(|call| call.split_once('('));
+        if let Some((name, _)) = call.filter(|(name, _)| !["read", "writev", "fcntl", "close"].contains(name))
+        {
+            *calls.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    calls
+}
+
+#[test]
+fn a_whiteout_takes_a_link_and_a_listing_looks_at_one_of_many() {
+    if !ready(&[Need::Fuse, Need::Root, Need::Splicefs, Need::Program("strace")]) {
+        return;
+    }
+    let layers = Layers::simple();
+    let names: Vec<_> = (0..=TIMES).map(|number| number.to_string()).collect();
+    fs::create_dir(layers.lower().join("d")).expect("mkdir");
+    for name in &names {
+        fs::write(layers.lower().join("d").join(name), name).expect("write");
+    }
+    fs::write(layers.lower().join("d/stays"), "it does").expect("write");
+    let mount = layers.mount_with("");
+    let dir = mount.at("d");
+    assert_eq!(fs::read_dir(&dir).expect("list").count(), names.len() + 1);
+    names.iter().for_each(|name| assert!(dir.join(name).exists()));
+    // The directory is copied up, and a whiteout made that the others are names of.
+    fs::remove_file(dir.join("0")).expect("unlink");
+    let removing = calls(&mount, &layers, || {
+        names[1..].iter().for_each(|name| fs::remove_file(dir.join(name)).expect("unlink"));
+    });
+    // In both layers; and of the directory, whose attributes the kernel asks for (`fuse_dir_changed`).
+    let about = |count: u64, times: u64| (times * TIMES..=times * TIMES + TIMES / 5).contains(&count);
+    assert!(about(removing["statx"], 3), "{removing:?}");
+    assert!(about(removing["linkat"], 1), "{removing:?}");
+    let others: u64 = removing
+        .iter()
+        .filter(|(name, _)| !["statx", "linkat"].contains(&name.as_str()))
+        .map(|(_, count)| count)
+        .sum();
+    assert!(others < TIMES / 5, "{removing:?}");
+    let listing = calls(&mount, &layers, || {
+        assert_eq!(fs::read_dir(&dir).expect("list").count(), 1);
+    });
+    assert!(listing["statx"] < TIMES / 5, "{listing:?}");
+    assert!(listing["getdents64"] > 0, "{listing:?}");
 }

@@ -10,6 +10,7 @@ mod needs;
 mod pattern;
 mod stats;
 mod tools;
+mod trace;
 mod wait;
 
 pub(crate) use acl::{
@@ -23,6 +24,7 @@ pub(crate) use needs::{Need, long_run, native_control, ready};
 pub(crate) use pattern::{fill, first_difference};
 pub(crate) use stats::Stats;
 pub(crate) use tools::{Random, aligned, drop_file_cache, have_program, read_range, scratch, shell};
+pub(crate) use trace::trace;
 pub(crate) use wait::{
     Watchdog, until, until_dead, until_some, until_stopped, until_umounted, until_unmounted,
 };

@@ -27,6 +27,11 @@ impl Stats {
         value.unwrap_or_else(|| panic!("no number at {pointer} in {}", self.0))
     }
 
+    /// The daemon's process.
+    pub(crate) fn pid(&self) -> u32 {
+        u32::try_from(self.number("/pid")).expect("a process")
+    }
+
     pub(crate) fn spliced_bytes(&self) -> u64 {
         self.number("/read/spliced_bytes")
     }
