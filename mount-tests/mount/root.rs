@@ -3,10 +3,15 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
+use nix::mount::{MntFlags, umount2};
 use rustix::fs::{XattrFlags, setxattr};
 
-use crate::harness::{Identity, Mount, Need, as_caller, native_control, ready};
+use crate::harness::{
+    Identity, Mount, Need, as_caller, command, is_mounted, native_control, ready, scratch, splicefs_binary,
+    until, until_unmounted,
+};
 use crate::posix::creation::named_acl;
 
 /// Whoever it is, the owner of no file here.
@@ -106,4 +111,71 @@ fn the_name_that_the_root_is_reached_by_is_anybodys() {
     fs::hard_link(mount.point().join("other"), &path).expect("link");
     fs::remove_file(&path).expect("unlink");
     assert!(!path.exists());
+}
+
+/// What a test that fails leaves mounted there is unmounted.
+struct LeftAt<'a>(&'a Path);
+
+impl Drop for LeftAt<'_> {
+    fn drop(&mut self) {
+        if is_mounted(self.0)
+            && let Err(e) = umount2(self.0, MntFlags::MNT_DETACH)
+        {
+            eprintln!("umount of {:?}: {e}", self.0);
+        }
+    }
+}
+
+/// Mounts where `call` fails with `errno`, as it does on an older kernel: the mount is as it was before there was that call.
+fn without(call: &str, errno: &str) {
+    if native_control() || !ready(&[Need::Fuse, Need::Root, Need::Splicefs, Need::Program("strace")]) {
+        return;
+    }
+    let dir = scratch();
+    let [source, point] = ["src", "mnt"].map(|name| dir.path().join(name));
+    fs::create_dir_all(source.join("d")).expect("mkdir");
+    fs::create_dir(&point).expect("mkdir");
+    fs::write(source.join("d/f"), b"x").expect("write");
+    let mut daemon = Command::new("strace")
+        .args([
+            "-f",
+            "-qq",
+            "-e",
+            &format!("trace={call}"),
+            "-e",
+            &format!("inject={call}:error={errno}"),
+            "-o",
+        ])
+        .arg(dir.path().join("trace"))
+        .arg(splicefs_binary())
+        .args(["passthrough", "-f", "-o", "allow_other"])
+        .args([&source, &point])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("starting strace");
+    let _left = LeftAt(&point);
+    until("the mount", || is_mounted(&point));
+    assert!(!named_in_the_table(&point));
+    as_caller(&STRANGER, || assert_eq!(fs::read(point.join("d/f")).expect("read"), b"x"));
+    // The name is anybody's.
+    let named = point.join(".root");
+    assert_eq!(fs::metadata(&named).expect_err("nobody has made it").kind(), io::ErrorKind::NotFound);
+    fs::write(&named, b"mine").expect("write");
+    assert_eq!(fs::read(source.join(".root")).expect("read"), b"mine");
+    let mut unmount = command();
+    unmount.arg("unmount").arg(&point);
+    until_unmounted(unmount);
+    assert!(daemon.wait().expect("waiting for strace").success());
+    let trace = fs::read_to_string(dir.path().join("trace")).expect("the trace");
+    assert!(trace.contains("(INJECTED)"), "{call} was not called: {trace}");
+}
+
+#[test]
+fn where_no_part_of_a_detached_mount_can_be_had_all_of_it_is_mounted() {
+    without("open_tree", "EINVAL");
+}
+
+#[test]
+fn where_no_mount_can_be_detached_it_is_mounted_by_mount_2() {
+    without("fsopen", "ENOSYS");
 }
