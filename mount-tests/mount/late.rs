@@ -48,9 +48,9 @@ fn is_asleep(thread: i32) -> bool {
     stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['S', 'D']))
 }
 
-/// Looks `path` up on processor `cpu`, and has the answer late: the daemon stands still until it is asked, and then the
-/// processor has something better to do. Meanwhile `change` is done.
-fn while_looked_up(daemon: Pid, cpu: usize, path: &Path, change: impl FnOnce()) {
+/// Has `look` ask for a file on processor `cpu`, and have the answer late: the daemon stands still until it is asked, and then
+/// the processor has something better to do. Meanwhile `change` is done.
+fn while_looked_up(daemon: Pid, cpu: usize, look: impl FnOnce() + Send, change: impl FnOnce()) {
     let (tell, told) = channel();
     let (go, gone) = channel::<()>();
     kill(daemon, Signal::SIGSTOP).expect("stopping the daemon");
@@ -68,7 +68,7 @@ fn while_looked_up(daemon: Pid, cpu: usize, path: &Path, change: impl FnOnce()) 
         let late = scope.spawn(move || {
             bind(cpu);
             tell.send(gettid().as_raw_pid()).expect("the test waits");
-            fs::metadata(path).expect("stat");
+            look();
         });
         let late_id = told.recv().expect("it begins");
         until("the lookup to be asked for", || is_asleep(late_id));
@@ -81,19 +81,21 @@ fn while_looked_up(daemon: Pid, cpu: usize, path: &Path, change: impl FnOnce()) 
     });
 }
 
-/// While some look files up, `change` is done to them by other names, which are then removed, so that the kernel forgets the
-/// inodes. In the end the files must be as `check` says.
-fn changed_meanwhile(change: impl Fn(&Path), check: impl Fn(&Path)) {
+/// While files are looked up, or else listed, `change` is done to them by other names, which are then removed, so that the
+/// kernel forgets the inodes. In the end the files must be as `check` says.
+fn changed_meanwhile(listed: bool, change: impl Fn(&Path), check: impl Fn(&Path)) {
     if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::Program("chrt")]) {
         return;
     }
     let _watchdog = Watchdog::new("late answers", Duration::from_secs(60));
     let layers = Layers::simple();
-    // In a directory of their own: that of a lookup is locked.
-    fs::create_dir(layers.upper().join("others")).expect("mkdir");
-    let names = |number: usize| [format!("late{number}"), format!("others/{number}")];
+    // In two directories: that of a lookup is locked.
+    let names = |number: usize| ["late", "others"].map(|dir| format!("{dir}{number}/file"));
     for number in 0..FILES {
         let [late, other] = names(number).map(|name| layers.upper().join(name));
+        for file in [&late, &other] {
+            fs::create_dir(file.parent().expect("a directory")).expect("mkdir");
+        }
         fs::write(&late, [b'o'; OLD]).expect("write");
         fs::hard_link(late, other).expect("link");
     }
@@ -103,7 +105,16 @@ fn changed_meanwhile(change: impl Fn(&Path), check: impl Fn(&Path)) {
     bind(free);
     for number in 0..FILES {
         let [late, other] = names(number).map(|name| mount.at(name));
-        while_looked_up(daemon, cpu, &late, || {
+        // Opened beforehand, so that the files are what is asked for.
+        let mut listing = fs::read_dir(late.parent().expect("a directory")).expect("opendir");
+        let look = || {
+            if listed {
+                listing.next().expect("an entry").expect("readdir");
+            } else {
+                fs::metadata(&late).expect("stat");
+            }
+        };
+        while_looked_up(daemon, cpu, look, || {
             change(&other);
             fs::remove_file(&other).expect("unlink");
         });
@@ -119,14 +130,28 @@ fn assert_holds(path: &Path, contents: &[u8]) {
     assert!(fs::read(path).expect("read") == contents, "{path:?}");
 }
 
+fn is_truncated(listed: bool) {
+    changed_meanwhile(
+        listed,
+        |path| truncate(path, 100).expect("truncate"),
+        |path| assert_holds(path, &[b'o'; 100]),
+    );
+}
+
 #[test]
 fn regression_a_file_is_truncated_while_it_is_looked_up() {
-    changed_meanwhile(|path| truncate(path, 100).expect("truncate"), |path| assert_holds(path, &[b'o'; 100]));
+    is_truncated(false);
+}
+
+#[test]
+fn regression_a_file_is_truncated_while_it_is_listed() {
+    is_truncated(true);
 }
 
 #[test]
 fn regression_a_file_is_truncated_by_open_while_it_is_looked_up() {
     changed_meanwhile(
+        false,
         |path| drop(open(path, OFlags::WRONLY | OFlags::TRUNC, 0).expect("open")),
         |path| assert_holds(path, b""),
     );
@@ -136,6 +161,7 @@ fn regression_a_file_is_truncated_by_open_while_it_is_looked_up() {
 fn regression_a_file_is_written_to_while_it_is_looked_up() {
     let appended = [&[b'o'; OLD][..], b"appended"].concat();
     changed_meanwhile(
+        false,
         |path| {
             open(path, OFlags::WRONLY, 0)
                 .expect("open")
@@ -149,6 +175,7 @@ fn regression_a_file_is_written_to_while_it_is_looked_up() {
 #[test]
 fn regression_a_file_gets_its_time_while_it_is_looked_up() {
     changed_meanwhile(
+        false,
         |path| {
             let file = File::open(path).expect("open");
             file.set_modified(UNIX_EPOCH + Duration::from_secs(1_000_000)).expect("futimens");

@@ -357,10 +357,13 @@ impl<B: Backend> Worker<B> {
                 let mut entries = Entries::new(&mut self.out, size);
                 let (handle, from) = (HandleId(read.fh), Cookie(read.offset));
                 // An entry with its node takes about five times the room of one without.
-                self.vfs.readdirplus(id, handle, from, size / 5, &mut |entry, found| {
-                    entries.add_plus(entry, found.as_ref())
-                })?;
-                Ok(BODY)
+                let by = caller(&request.header, 0);
+                let _answering =
+                    self.vfs.readdirplus(&by, id, handle, from, size / 5, &mut |entry, found| {
+                        entries.add_plus(entry, found.as_ref())
+                    })?;
+                self.port.reply(request.header.unique, &self.out);
+                Ok(Reply::Sent)
             }
             Opcode::Releasedir => {
                 let ReleaseIn { fh, .. } = request.take()?;

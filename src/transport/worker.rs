@@ -134,8 +134,12 @@ impl<B: Backend> Worker<B> {
     }
 
     fn admit_and_dispatch(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
-        if opcode.is_asked_by_a_user() && !self.vfs.admits(request.header.uid) {
-            return Err(Errno::EACCES.into());
+        if opcode.is_asked_by_a_user() {
+            if !self.vfs.admits(request.header.uid) {
+                return Err(Errno::EACCES.into());
+            }
+            // No other operation is certain to be waited for by the thread that it names (FUSE_ASYNC_READ, RELEASE).
+            self.vfs.heard_from(request.header.pid);
         }
         self.dispatch(opcode, request)
     }

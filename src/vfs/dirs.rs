@@ -3,8 +3,9 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use splicefs_core::{Backend, Cookie, DirEntry, Entry, HandleId, Ioctl, Name, NodeId, Result};
+use splicefs_core::{Backend, Caller, Cookie, DirEntry, Entry, HandleId, Ioctl, Name, NodeId, Result};
 
+use super::lookups::Answering;
 use super::{Found, Vfs};
 
 impl<B: Backend> Vfs<B> {
@@ -30,19 +31,26 @@ impl<B: Backend> Vfs<B> {
     }
 
     /// As [`Vfs::readdir`], with each entry looked up. What `sink` takes, the kernel holds a reference to; an entry that
-    /// is gone when it is looked up, and `.` and `..`, come without a node.
-    pub fn readdirplus(
+    /// is gone when it is looked up, and `.` and `..`, come without a node. What is returned is to be held until the answer is
+    /// written.
+    pub(crate) fn readdirplus(
         &self,
+        caller: &Caller,
         parent: NodeId,
         id: HandleId,
         from: Cookie,
         hint: usize,
         sink: &mut dyn FnMut(DirEntry<'_>, Option<Found>) -> ControlFlow<()>,
-    ) -> Result<()> {
+    ) -> Result<Vec<Answering<'_>>> {
         let parent = self.node(parent)?;
         let names = self.kept(&parent);
+        let mut answering = Vec::new();
         self.backend.read_dir(&*self.dirs.get(id)?, from, hint, &mut |entry| {
-            let found = self.look_up_entry(&parent, entry.name).map(|entry| self.remember(entry, names).0);
+            let looked_up = self.look_up_entry(caller, &parent, entry.name);
+            let found = looked_up.map(|(entry, noted)| {
+                answering.extend(noted);
+                self.remember(entry, names).0
+            });
             let taken = sink(entry, found);
             if taken.is_break()
                 && let Some(found) = found
@@ -50,14 +58,25 @@ impl<B: Backend> Vfs<B> {
                 self.forget(found.id, 1);
             }
             taken
-        })
+        })?;
+        Ok(answering)
     }
 
     /// An entry's node, unless it is `.` or `..` or gone meanwhile; then the kernel is told its name alone.
-    fn look_up_entry(&self, parent: &Arc<B::Node>, name: &[u8]) -> Option<Entry<B::Node>> {
+    fn look_up_entry(
+        &self,
+        caller: &Caller,
+        parent: &Arc<B::Node>,
+        name: &[u8],
+    ) -> Option<(Entry<B::Node>, Option<Answering<'_>>)> {
         // `.` and `..` are no names.
         let name = Name::new(name).ok()?;
-        let looked_up = self.backend.lookup(parent, &name);
+        let before = self.lookups.changes();
+        let looked_up = self.backend.lookup(parent, &name).and_then(|mut entry| {
+            // The directory is locked: a file of no other name cannot lose this one.
+            let noted = if entry.attr.nlink > 1 { self.note(&mut entry, caller, before)? } else { None };
+            Ok((entry, noted))
+        });
         looked_up.inspect_err(|e| log::debug!("an entry that cannot be looked up: {e}")).ok()
     }
 

@@ -87,6 +87,10 @@ impl<B: Backend> Vfs<B> {
         let node = self.node(id)?;
         if !flags.has(libc::O_TRUNC) {
             let opened = self.open_backend(caller, &node, flags)?;
+            if opened.0.changed {
+                // A copy of its data had the time of copying for a moment.
+                self.lookups.settle(id, caller.pid);
+            }
             let handle = self.handle(node, opened, flags);
             self.prefetch(caller, &handle, flags, engine);
             return Ok(reply(&handle));
@@ -183,7 +187,6 @@ impl<B: Backend> Vfs<B> {
         }
         let clears = !caller.fsetid && creds::has_special_bits(self.backend.mode(&open.file)?);
         let result = how(&Caller { fsetid: !clears, ..*caller });
-        self.lookups.settle(open.node.id(), caller.pid);
         if clears {
             self.attributes_changed(open.node.id());
         }
@@ -210,11 +213,10 @@ impl<B: Backend> Vfs<B> {
             let offset = offset + from as u64;
             self.change(caller, &open, |by| self.backend.write(by, &open.file, offset, &data[from..], mode))
         };
-        let written = if mode.from_page_cache {
-            self.write_back(&open, || whole(data.len(), write))?
-        } else {
-            write(0)?
-        };
+        let written =
+            if mode.from_page_cache { self.write_back(&open, || whole(data.len(), write)) } else { write(0) };
+        self.lookups.settle(open.node.id(), caller.pid);
+        let written = written?;
         // An open file of ours was opened with these flags.
         if file.is_unopened() && !mode.from_page_cache && file.flags.has(libc::O_DSYNC) {
             self.backend.fsync(&open.file, !file.flags.has(libc::O_SYNC))?;
@@ -258,7 +260,9 @@ impl<B: Backend> Vfs<B> {
     /// As fallocate(2).
     pub fn fallocate(&self, caller: &Caller, file: FileRef, mode: u32, offset: u64, len: u64) -> Result<()> {
         let open = self.opened(file, Use::Write)?;
-        self.change(caller, &open, |by| self.backend.fallocate(by, &open.file, mode, offset, len))
+        let done = self.change(caller, &open, |by| self.backend.fallocate(by, &open.file, mode, offset, len));
+        self.lookups.settle(open.node.id(), caller.pid);
+        done
     }
 
     /// The next data or hole.
@@ -286,6 +290,7 @@ impl<B: Backend> Vfs<B> {
         let copied = self.change(caller, &target, |by| {
             self.backend.copy_range(by, (&source.file, from.1), (&target.file, to.1), len)
         });
+        self.lookups.settle(target.node.id(), caller.pid);
         if copied.is_err() {
             // A copy that fails has begun, and set times; the kernel looks at them again after one that succeeds.
             self.attributes_changed(target.node.id());

@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use splicefs_core::Result;
+use splicefs_core::sys::Doing;
 
 use super::replied::{Replied, pauses};
 
@@ -64,7 +65,10 @@ impl Length {
         for pause in pauses() {
             let now = Instant::now();
             let settled = kept.as_ref().is_none_or(|shrunk| shrunk.is_settled(reader, now));
-            if settled || !crosses_end()? || kept.as_ref().is_some_and(|shrunk| shrunk.look(now)) {
+            if settled
+                || !crosses_end()?
+                || kept.as_ref().is_some_and(|shrunk| shrunk.look(now, Doing::Waits))
+            {
                 break;
             }
             // Another truncation may come in between; its reply is waited for as well.
@@ -133,7 +137,7 @@ mod tests {
         length.heard_from(UNSEEN);
         let kept = length.0.read();
         let shrunk = kept.as_ref().unwrap();
-        assert!(!shrunk.is_settled(UNSEEN, shrunk.when) && !shrunk.look(shrunk.when));
+        assert!(!shrunk.is_settled(UNSEEN, shrunk.when) && !shrunk.look(shrunk.when, Doing::Waits));
     }
 
     #[test]

@@ -6,12 +6,13 @@
 //! file shows its old length: what was cut off reads as zeros, what was added is missing and soon written over.
 //!
 //! It takes two who look up a file for the first time: since Linux 6.16 a thread that finds the name which another one has just
-//! entered, but not yet marked with its epoch (`fuse_lookup` in fs/fuse/dir.c), throws it away and asks again.
+//! entered, but not yet marked with its epoch (`fuse_lookup` in fs/fuse/dir.c), throws it away and asks again. Or it takes a file
+//! of several names, of which the one by which it was changed is removed: then the first answer may be to a READDIRPLUS as well.
 //!
 //! As long as a request is not answered, the inode that it changes is there, and an answer that arrives is about this one and
-//! changes nothing. So what has changed a file is answered when those who look it up have gone on ([`super::replied`]), and who
-//! looks up a file while any is changed looks at it again. Both of them see the other: a change is counted, then lookups are
-//! gone through; a lookup is noted, then the count is compared.
+//! changes nothing. So what has changed a file is answered when those who looked it up before have gone on ([`super::replied`]),
+//! and who looks up a file while any is changed looks at it again. One of the two sees the other: a change is counted, then
+//! lookups are gone through; a lookup is noted, then the count is compared.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -19,19 +20,46 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use splicefs_core::NodeId;
+use splicefs_core::sys::Doing;
 
 use super::replied::{Replied, pauses};
 
 /// Nodes share these many sets of lookups, by their ids.
 const SETS: usize = 64;
-/// The most lookups that are known of one set; a new one takes the place of the oldest.
-const WAYS: usize = 8;
+/// The most lookups that are known of one set; a new one takes the place of one that is over, or of the oldest.
+const WAYS: usize = 16;
+/// Threads share these many places for what was heard of them last.
+const PLACES: u32 = 1024;
 
 /// The lookups of the last while, and how often anything was changed.
 pub(super) struct Lookups {
     /// None where the kernel believes us.
-    sets: Box<[Mutex<[Option<Lookup>; WAYS]>]>,
+    sets: Box<[Mutex<Set>]>,
     changes: AtomicU64,
+    heard: Heard,
+}
+
+type Set = [Option<Lookup>; WAYS];
+
+/// Which thread has sent a request last, of those that share a place, and how many they have sent: a thread that has sent another
+/// one is done with the answer before.
+struct Heard(Box<[AtomicU64]>);
+
+impl Heard {
+    fn place(&self, thread: u32) -> Option<&AtomicU64> {
+        self.0.get(usize::try_from(thread % PLACES).unwrap_or(0))
+    }
+
+    /// What its place says.
+    fn of(&self, thread: u32) -> u64 {
+        self.place(thread).map_or(0, |place| place.load(Ordering::Acquire))
+    }
+
+    fn add(&self, thread: u32) {
+        let Some(place) = self.place(thread) else { return };
+        let times = (place.load(Ordering::Relaxed) + 1) & u64::from(u32::MAX);
+        place.store(u64::from(thread) << 32 | times, Ordering::Release);
+    }
 }
 
 #[derive(Debug)]
@@ -39,17 +67,21 @@ struct Lookup {
     node: NodeId,
     thread: u32,
     since: Instant,
+    /// The changes that it knows of.
+    knows: Changes,
+    /// What had been heard of its thread.
+    heard: u64,
     /// Its answer, once that is written.
     reply: Option<Replied>,
 }
 
 /// How often anything had been changed at some time.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Debug)]
 pub(super) struct Changes(u64);
 
 /// A lookup that is being answered; when it is dropped, it has been.
 #[must_use]
-pub(super) struct Answering<'a> {
+pub(crate) struct Answering<'a> {
     lookups: &'a Lookups,
     node: NodeId,
     thread: u32,
@@ -58,12 +90,18 @@ pub(super) struct Answering<'a> {
 impl Lookups {
     /// They matter with a writeback cache.
     pub(super) fn new(writeback: bool) -> Self {
-        let sets = if writeback { SETS } else { 0 };
-        Self { sets: (0..sets).map(|_| Mutex::default()).collect(), changes: AtomicU64::new(0) }
+        let (sets, places) = if writeback { (SETS, PLACES) } else { (0, 0) };
+        let heard = Heard((0..places).map(|_| AtomicU64::new(0)).collect());
+        Self { sets: (0..sets).map(|_| Mutex::default()).collect(), changes: AtomicU64::new(0), heard }
     }
 
-    fn set(&self, node: NodeId) -> Option<&Mutex<[Option<Lookup>; WAYS]>> {
+    fn set(&self, node: NodeId) -> Option<&Mutex<Set>> {
         self.sets.get(usize::try_from(node.0).unwrap_or(0) % SETS)
+    }
+
+    /// Thread `thread` asks for something, and waits for that itself.
+    pub(super) fn heard_from(&self, thread: u32) {
+        self.heard.add(thread);
     }
 
     /// To be asked before a file is looked at.
@@ -74,27 +112,36 @@ impl Lookups {
     /// Thread `thread` is about to be told of `node`, which was looked at after `before`; and whether that must be done again.
     pub(super) fn note(&self, node: NodeId, thread: u32, before: Changes) -> (Option<Answering<'_>>, bool) {
         // A thread that we cannot see would make everybody wait.
-        let Some(set) = self.set(node).filter(|_| thread != 0) else { return (None, false) };
+        let Some(set) = self.set(node).filter(|_| thread != 0) else {
+            return (None, self.changes() != before);
+        };
         let mut lookups = set.lock();
-        let same =
-            lookups.iter().position(|known| known.as_ref().is_some_and(|known| known.thread == thread));
+        // Of those that are known a thread has one for each node, since each change may wait for it.
+        let own = |known: &Lookup| (known.thread, known.node) == (thread, node);
+        let find = |is: &dyn Fn(&Lookup) -> bool| lookups.iter().position(|way| way.as_ref().is_some_and(is));
+        let now = Instant::now();
+        let way = find(&own).or_else(|| lookups.iter().position(Option::is_none));
+        let way = way.or_else(|| find(&|known| self.is_over(known, now)));
         let oldest = || (0..WAYS).min_by_key(|&way| lookups[way].as_ref().map(|known| known.since));
-        if let Some(way) = same.or_else(oldest) {
-            lookups[way] = Some(Lookup { node, thread, since: Instant::now(), reply: None });
+        let knows = self.changes();
+        if let Some(way) = way.or_else(oldest) {
+            let heard = self.heard.of(thread);
+            lookups[way] = Some(Lookup { node, thread, since: now, knows, heard, reply: None });
         }
         drop(lookups);
-        (Some(Answering { lookups: self, node, thread }), self.changes() != before)
+        (Some(Answering { lookups: self, node, thread }), knows != before)
     }
 
     /// Thread `by` has changed `node`, and is told so when this returns: those who look it up have gone on.
     pub(super) fn settle(&self, node: NodeId, by: u32) {
         let Some(set) = self.set(node) else { return };
-        self.changes.fetch_add(1, Ordering::SeqCst);
+        let change = Changes(self.changes.fetch_add(1, Ordering::SeqCst) + 1);
         for pause in pauses() {
             let mut waits = false;
             for known in set.lock().iter_mut() {
-                if known.as_ref().is_some_and(|lookup| lookup.node == node) {
-                    known.take_if(|lookup| lookup.has_gone_on(by));
+                // Who looks it up later is told of the change.
+                if known.as_ref().is_some_and(|lookup| lookup.node == node && lookup.knows < change) {
+                    known.take_if(|lookup| lookup.thread == by || self.has_gone_on(lookup));
                     waits |= known.is_some();
                 }
             }
@@ -104,14 +151,18 @@ impl Lookups {
             thread::sleep(pause);
         }
     }
-}
 
-impl Lookup {
-    /// Whether its thread is `by`, or has acted upon its answer.
-    fn has_gone_on(&self, by: u32) -> bool {
+    /// Whether its thread has sent another request, or all that is too long ago.
+    fn is_over(&self, lookup: &Lookup, now: Instant) -> bool {
+        let heard = self.heard.of(lookup.thread);
+        (heard >> 32 == u64::from(lookup.thread) && heard != lookup.heard)
+            || lookup.reply.as_ref().is_some_and(|reply| reply.is_old(now))
+    }
+
+    /// Whether its thread has acted upon its answer. What it waits for meanwhile may be memory for the inode.
+    fn has_gone_on(&self, lookup: &Lookup) -> bool {
         let now = Instant::now();
-        self.thread == by
-            || self.reply.as_ref().is_some_and(|reply| reply.is_settled(by, now) || reply.look(now))
+        self.is_over(lookup, now) || lookup.reply.as_ref().is_some_and(|reply| reply.look(now, Doing::Sleeps))
     }
 }
 
@@ -169,6 +220,36 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_for_something_else_is_not_waited_for() {
+        let lookups = Lookups::new(true);
+        let start = Instant::now();
+        for thread in [3, 3 + PLACES] {
+            lookups.heard_from(thread);
+            let answering = noted(&lookups, NODE, thread);
+            // Another one that shares the place says nothing of it.
+            lookups.heard_from(3 + 2 * PLACES);
+            assert!(!lookups.is_over(lookups.sets[7].lock()[0].as_ref().unwrap(), start));
+            lookups.heard_from(thread);
+            assert!(lookups.is_over(lookups.sets[7].lock()[0].as_ref().unwrap(), start));
+            lookups.settle(NODE, 1);
+            assert_eq!(known(&lookups), 0);
+            drop(answering);
+        }
+        assert!(start.elapsed() < SETTLING);
+    }
+
+    #[test]
+    fn a_change_waits_for_nobody_who_knows_of_it() {
+        let lookups = Lookups::new(true);
+        lookups.settle(NODE, 1);
+        let _answering = noted(&lookups, NODE, NO_THREAD);
+        let change = lookups.changes();
+        lookups.changes.store(0, Ordering::SeqCst);
+        lookups.settle(NODE, 1);
+        assert_eq!((lookups.changes(), known(&lookups)), (change, 1));
+    }
+
+    #[test]
     fn a_change_waits_for_nobody_else() {
         let lookups = Lookups::new(true);
         let other = NodeId(NODE.0 + SETS as u64);
@@ -190,17 +271,31 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_lookups_are_known_one_of_each_thread() {
+    fn all_lookups_of_one_answer_are_known() {
         let lookups = Lookups::new(true);
+        let nodes = (0..4).map(|times| NodeId(NODE.0 + times * SETS as u64));
+        let answering: Vec<_> = nodes.map(|node| noted(&lookups, node, 1)).collect();
+        assert_eq!(known(&lookups), 4);
+        drop(answering);
+    }
+
+    #[test]
+    fn the_latest_lookups_are_known_but_for_those_that_are_over() {
+        let lookups = Lookups::new(true);
+        let threads = || {
+            let set = lookups.set(NODE).expect("a set").lock();
+            let mut threads: Vec<_> = set.iter().flatten().map(|lookup| lookup.thread).collect();
+            threads.sort_unstable();
+            threads
+        };
         for thread in 1..=20 {
             drop(noted(&lookups, NODE, thread));
             drop(noted(&lookups, NODE, thread));
         }
-        let set = lookups.set(NODE).expect("a set").lock();
-        let mut threads: Vec<_> = set.iter().flatten().map(|lookup| lookup.thread).collect();
-        threads.sort_unstable();
-        assert_eq!(threads, (13..=20).collect::<Vec<_>>());
-        assert!(set.iter().flatten().all(|lookup| lookup.reply.is_some()));
+        assert_eq!(threads(), (5..=20).collect::<Vec<_>>());
+        lookups.heard_from(18);
+        drop(noted(&lookups, NODE, 21));
+        assert_eq!(threads(), (5..=17).chain(19..=21).collect::<Vec<_>>());
     }
 
     #[test]

@@ -278,6 +278,11 @@ impl<B: Backend> Vfs<B> {
         if self.caching.listens() { self.backend.listener().ok() } else { None }
     }
 
+    /// Thread `thread` asks for something, and waits for that itself.
+    pub(crate) fn heard_from(&self, thread: u32) {
+        self.lookups.heard_from(thread);
+    }
+
     /// One more thread answers requests.
     pub fn join(&self) -> Arc<Turn> {
         self.turns.join()

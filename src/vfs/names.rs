@@ -1,10 +1,11 @@
 //! Names, attributes and what changes them.
 
 use splicefs_core::{
-    Backend, Caller, Change, Errno, HandleId, Identified, Make, Name, NodeId, RenameFlags, Result, SetAttr,
-    SetTime, StatFs,
+    Backend, Caller, Change, Entry, Errno, FileKind, HandleId, Identified, Make, Name, NodeId, RenameFlags,
+    Result, SetAttr, SetTime, StatFs,
 };
 
+use super::lookups::{Answering, Changes};
 use super::{Found, LookedUp, NODE_BYTES, Shown, UNHEARD, Vfs};
 
 impl<B: Backend> Vfs<B> {
@@ -29,11 +30,25 @@ impl<B: Backend> Vfs<B> {
             }
             entry => entry?,
         };
-        let (_answering, changed) = self.lookups.note(entry.node.id(), caller.pid, before);
+        let _answering = self.note(&mut entry, caller, before)?;
+        Ok(reply(&LookedUp::Found(self.remember(entry, names).0)))
+    }
+
+    /// `caller` is about to be told of `entry`, which was looked at after `before`. It is looked at again where that was too early.
+    pub(super) fn note(
+        &self,
+        entry: &mut Entry<B::Node>,
+        caller: &Caller,
+        before: Changes,
+    ) -> Result<Option<Answering<'_>>> {
+        if entry.attr.kind() != FileKind::Regular {
+            return Ok(None);
+        }
+        let (answering, changed) = self.lookups.note(entry.node.id(), caller.pid, before);
         if changed {
             entry.attr = self.backend.getattr(&entry.node, None)?;
         }
-        Ok(reply(&LookedUp::Found(self.remember(entry, names).0)))
+        Ok(answering)
     }
 
     /// The kernel gives `count` references back.

@@ -2,12 +2,12 @@
 //!
 //! A reply makes its thread runnable, and what the kernel is told is stored when that thread runs again. Nothing in the protocol
 //! tells us when. But a thread that sleeps again, has used processor time, or sends another request has gone on; and what it
-//! stores of a reply is the first thing that it does.
+//! stores of a reply is the first thing that it does, though it may have to wait for memory first.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use splicefs_core::sys::{self, Activity};
+use splicefs_core::sys::{self, Activity, Doing};
 
 /// How long a reply matters at most: as long as a thread may wait for a processor on a busy machine.
 pub(super) const SETTLING: Duration = Duration::from_millis(200);
@@ -30,6 +30,8 @@ pub(super) struct Replied {
 }
 
 const NOT_LOOKED: u64 = u64::MAX;
+/// So many ticks more are the end of one at least in which it ran throughout.
+const HAS_RUN: u64 = 2;
 
 impl Replied {
     pub(super) fn new(to: u32) -> Self {
@@ -56,15 +58,16 @@ impl Replied {
         self.settled.store(true, Ordering::Relaxed);
     }
 
-    /// Looks at the thread, at `now`: whether it is known or must be taken to have gone on.
-    pub(super) fn look(&self, now: Instant) -> bool {
+    /// Looks at the thread, at `now`: whether it is known or must be taken to have gone on, which it has as well if it does what
+    /// is `enough`.
+    pub(super) fn look(&self, now: Instant, enough: Doing) -> bool {
         let activity = if self.to == 0 { None } else { sys::activity(self.to) };
         let settled = match activity {
             None => now.duration_since(self.when) >= SETTLING_UNSEEN || self.has_ended(),
-            Some(Activity { asleep: true, .. }) => true,
-            Some(Activity { asleep: false, ticks }) => {
+            Some(Activity { doing, .. }) if doing >= enough => true,
+            Some(Activity { ticks, .. }) => {
                 let first = self.ticks.fetch_min(ticks, Ordering::Relaxed);
-                first != NOT_LOOKED && ticks > first
+                first != NOT_LOOKED && ticks >= first + HAS_RUN
             }
         };
         if settled {
@@ -109,10 +112,10 @@ mod tests {
         let this = rustix::thread::gettid().as_raw_pid().cast_unsigned();
         let running = Replied::new(this);
         assert!(
-            !running.look(running.when + SETTLING_UNSEEN),
+            !running.look(running.when + SETTLING_UNSEEN, Doing::Waits),
             "it may have waited for a processor until now"
         );
-        while !running.look(running.when) {}
+        while !running.look(running.when, Doing::Waits) {}
         let (go, gone) = std::sync::mpsc::channel::<()>();
         let (tell, told) = std::sync::mpsc::channel();
         let sleeper = thread::spawn(move || {
@@ -120,7 +123,7 @@ mod tests {
             gone.recv().unwrap_err();
         });
         let reply = Replied::new(told.recv().unwrap());
-        while !reply.look(reply.when) {
+        while !reply.look(reply.when, Doing::Sleeps) {
             thread::yield_now();
         }
         assert!(reply.is_settled(1, reply.when));
@@ -131,13 +134,13 @@ mod tests {
     #[test]
     fn a_thread_that_is_not_seen_has_less_time() {
         let reply = Replied::new(0);
-        assert!(!reply.look(reply.when));
-        assert!(reply.look(reply.when + SETTLING_UNSEEN));
+        assert!(!reply.look(reply.when, Doing::Sleeps));
+        assert!(reply.look(reply.when + SETTLING_UNSEEN, Doing::Sleeps));
     }
 
     #[test]
     fn a_thread_that_has_ended_waits_for_nothing() {
         let reply = Replied::new(NO_THREAD);
-        assert!(reply.look(reply.when) && reply.is_settled(1, reply.when));
+        assert!(reply.look(reply.when, Doing::Sleeps) && reply.is_settled(1, reply.when));
     }
 }

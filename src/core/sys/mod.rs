@@ -11,5 +11,5 @@ pub mod mount;
 mod proc;
 
 pub use proc::{
-    Activity, activity, descriptor_share, detach_from_mounts, fd_path, is_thread, open_proc, reopen,
+    Activity, Doing, activity, descriptor_share, detach_from_mounts, fd_path, is_thread, open_proc, reopen,
 };

@@ -48,15 +48,26 @@ pub fn descriptor_share(share: u64, at_least: u64, at_most: u64) -> NonZeroUsize
 }
 
 /// What a thread does.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Doing {
+    /// It runs, or waits for a processor.
+    Runs,
+    /// It waits for something that comes soon and that no signal interrupts: a lock, memory, a disk.
+    Waits,
+    /// It waits for something else, or has stopped or ended.
+    Sleeps,
+}
+
+/// What a thread does, and has done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Activity {
-    /// It neither runs nor waits for a processor.
-    pub asleep: bool,
+    /// What it does.
+    pub doing: Doing,
     /// How long it has run, in the ticks of proc_pid_stat(5).
     pub ticks: u64,
 }
 
-/// What a thread does; `None` for one that cannot be seen.
+/// What a thread does and has done; `None` for one that cannot be seen.
 pub fn activity(thread: u32) -> Option<Activity> {
     let mut buffer = [0; 512];
     // The same file without `task` adds up the times of all threads of the process.
@@ -75,9 +86,13 @@ pub fn is_thread(number: u32) -> bool {
 fn parse_activity(stat: &[u8]) -> Option<Activity> {
     let rest = std::str::from_utf8(stat.rsplit(|&byte| byte == b')').next()?).ok()?;
     let mut fields = rest.split_ascii_whitespace();
-    let asleep = fields.next()? != "R";
+    let doing = match fields.next()? {
+        "R" => Doing::Runs,
+        "D" => Doing::Waits,
+        _ => Doing::Sleeps,
+    };
     let mut ticks = fields.skip(10).map(str::parse::<u64>);
-    Some(Activity { asleep, ticks: ticks.next()?.ok()? + ticks.next()?.ok()? })
+    Some(Activity { doing, ticks: ticks.next()?.ok()? + ticks.next()?.ok()? })
 }
 
 /// A path that leads to what `fd` has open, for system calls that follow symbolic links.
@@ -118,9 +133,10 @@ mod tests {
     fn the_name_of_a_thread_does_not_matter_to_what_it_does() {
         let stat =
             |name: &str, state| format!("7 ({name}) {state} 1 7 7 0 -1 4194304 5 0 0 0 30 12 0 0 20 0 1");
-        let expected = |asleep| Some(Activity { asleep, ticks: 42 });
-        assert_eq!(parse_activity(stat("cat", 'R').as_bytes()), expected(false));
-        assert_eq!(parse_activity(stat("a) R (b", 'S').as_bytes()), expected(true));
+        let expected = |doing| Some(Activity { doing, ticks: 42 });
+        assert_eq!(parse_activity(stat("cat", 'R').as_bytes()), expected(Doing::Runs));
+        assert_eq!(parse_activity(stat("a) R (b", 'S').as_bytes()), expected(Doing::Sleeps));
+        assert_eq!(parse_activity(stat("(", 'D').as_bytes()), expected(Doing::Waits));
         assert_eq!(parse_activity(b"7 (cat) R 1 7"), None);
         assert_eq!(parse_activity(b""), None);
     }
@@ -129,7 +145,7 @@ mod tests {
     fn a_thread_sees_itself_run() {
         let this = rustix::thread::gettid().as_raw_pid().cast_unsigned();
         let before = activity(this).unwrap();
-        assert!(!before.asleep);
+        assert_eq!(before.doing, Doing::Runs);
         while activity(this).unwrap().ticks == before.ticks {}
         assert_eq!(activity(u32::MAX), None);
     }
