@@ -129,6 +129,12 @@ impl<N: Identified, S> NodeTable<N, S> {
         }
     }
 
+    /// Whether more than one lookup of `id` is counted.
+    pub fn is_looked_up_again(&self, id: NodeId) -> bool {
+        let shard = self.shard(id);
+        shard.known.find(hash_of(id.0), |known| known.node.id() == id).is_some_and(|known| known.lookups > 1)
+    }
+
     /// Takes back `count` lookups of `id`; the node goes with the last one. Returns whether it went.
     pub fn forget(&self, id: NodeId, count: u64) -> bool {
         if id == NodeId::ROOT {
@@ -280,8 +286,9 @@ mod tests {
     fn a_node_goes_with_its_last_lookup() {
         let table = table();
         let node = Arc::new(Node(NodeId(7)));
-        assert!(table.remember(&node) && !table.remember(&node) && !table.remember(&node));
-        assert!(!table.forget(NodeId(7), 2));
+        assert!(table.remember(&node) && !table.is_looked_up_again(NodeId(7)));
+        assert!(!table.remember(&node) && !table.remember(&node) && table.is_looked_up_again(NodeId(7)));
+        assert!(!table.forget(NodeId(7), 2) && !table.is_looked_up_again(NodeId(7)));
         assert!(Arc::ptr_eq(&table.get(NodeId(7)).unwrap(), &node));
         assert!(table.forget(NodeId(7), 1));
         assert_eq!(table.get(NodeId(7)).err().map(|e| e.errno()), Some(Errno::ESTALE));

@@ -139,6 +139,11 @@ impl Caching {
         Self { writeback, ..self }
     }
 
+    /// Whether the kernel believes what it was once told of a file for longer than an answer may be on its way.
+    pub(super) fn outlasts_answers(&self) -> bool {
+        self.writeback || self.trusted.attr > SHARED_TIMEOUT
+    }
+
     /// Whether changes are to be heard of.
     pub fn listens(&self) -> bool {
         self.unheard.is_some()
@@ -182,6 +187,15 @@ mod tests {
         let kept = Caching::new(Ownership::Exclusive, Cache::Auto, zero, zero, false).kept(true);
         assert_eq!((kept.entry, kept.negative, kept.attr), Default::default());
         assert!(kept.contents);
+    }
+
+    #[test]
+    fn an_answer_that_is_late_matters_where_it_is_kept_for_long() {
+        let exclusive = Caching::new(Ownership::Exclusive, Cache::Auto, None, None, false);
+        assert!(exclusive.outlasts_answers() && shared(Cache::Notify).outlasts_answers());
+        assert!(!shared(Cache::Auto).outlasts_answers() && !shared(Cache::Never).outlasts_answers());
+        let soon = Caching::new(Ownership::Exclusive, Cache::Auto, None, Some(SHARED_TIMEOUT), false);
+        assert!(!soon.outlasts_answers() && soon.written_back(true).outlasts_answers());
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use splicefs_core::{Backend, Caller, Cookie, DirEntry, Entry, HandleId, Ioctl, Name, NodeId, Result};
+use splicefs_core::{Backend, Caller, Cookie, DirEntry, HandleId, Ioctl, Name, NodeId, Result};
 
 use super::lookups::Answering;
-use super::{Found, Vfs};
+use super::{Found, Kept, Vfs};
 
 impl<B: Backend> Vfs<B> {
     /// Opens a directory stream.
@@ -46,10 +46,10 @@ impl<B: Backend> Vfs<B> {
         let names = self.kept(&parent);
         let mut answering = Vec::new();
         self.backend.read_dir(&*self.dirs.get(id)?, from, hint, &mut |entry| {
-            let looked_up = self.look_up_entry(caller, &parent, entry.name);
-            let found = looked_up.map(|(entry, noted)| {
+            let looked_up = self.look_up_entry(caller, (&parent, names), entry.name);
+            let found = looked_up.map(|(found, noted)| {
                 answering.extend(noted);
-                self.remember(entry, names).0
+                found
             });
             let taken = sink(entry, found);
             if taken.is_break()
@@ -66,16 +66,18 @@ impl<B: Backend> Vfs<B> {
     fn look_up_entry(
         &self,
         caller: &Caller,
-        parent: &Arc<B::Node>,
+        (parent, names): (&Arc<B::Node>, Kept),
         name: &[u8],
-    ) -> Option<(Entry<B::Node>, Option<Answering<'_>>)> {
+    ) -> Option<(Found, Option<Answering<'_>>)> {
         // `.` and `..` are no names.
         let name = Name::new(name).ok()?;
         let before = self.lookups.changes();
-        let looked_up = self.backend.lookup(parent, &name).and_then(|mut entry| {
+        let looked_up = self.backend.lookup(parent, &name).and_then(|entry| {
             // The directory is locked: a file of no other name cannot lose this one.
-            let noted = if entry.attr.nlink > 1 { self.note(&mut entry, caller, before)? } else { None };
-            Ok((entry, noted))
+            let is_elsewhere = entry.attr.nlink > 1;
+            let (mut found, node) = self.remember(entry, names);
+            let noted = if is_elsewhere { self.note(&mut found, &node, caller, before)? } else { None };
+            Ok((found, noted))
         });
         looked_up.inspect_err(|e| log::debug!("an entry that cannot be looked up: {e}")).ok()
     }

@@ -87,11 +87,12 @@ impl<B: Backend> Vfs<B> {
         let node = self.node(id)?;
         if !flags.has(libc::O_TRUNC) {
             let opened = self.open_backend(caller, &node, flags)?;
-            if opened.0.changed {
-                // A copy of its data had the time of copying for a moment.
-                self.lookups.settle(id, caller.pid);
-            }
+            let changed = opened.0.changed;
             let handle = self.handle(node, opened, flags);
+            // A copy of its data had the time of copying for a moment. And of what the kernel writes by itself nothing is heard.
+            if changed || (flags.writes() && matches!(handle.way, Way::Backed(_))) {
+                self.settle(id, caller);
+            }
             self.prefetch(caller, &handle, flags, engine);
             return Ok(reply(&handle));
         }
@@ -107,7 +108,7 @@ impl<B: Backend> Vfs<B> {
             self.attributes_changed(id);
         }
         let handle = self.handle(node, opened, flags);
-        self.lookups.settle(id, caller.pid);
+        self.settle(id, caller);
         let replied = reply(&handle);
         // Past the page cache nothing is filled up with zeros; and the sizes of such files often mean nothing.
         if before.size > 0 && handle.way != Way::Direct {
@@ -215,7 +216,7 @@ impl<B: Backend> Vfs<B> {
         };
         let written =
             if mode.from_page_cache { self.write_back(&open, || whole(data.len(), write)) } else { write(0) };
-        self.lookups.settle(open.node.id(), caller.pid);
+        self.settle(open.node.id(), caller);
         let written = written?;
         // An open file of ours was opened with these flags.
         if file.is_unopened() && !mode.from_page_cache && file.flags.has(libc::O_DSYNC) {
@@ -261,7 +262,7 @@ impl<B: Backend> Vfs<B> {
     pub fn fallocate(&self, caller: &Caller, file: FileRef, mode: u32, offset: u64, len: u64) -> Result<()> {
         let open = self.opened(file, Use::Write)?;
         let done = self.change(caller, &open, |by| self.backend.fallocate(by, &open.file, mode, offset, len));
-        self.lookups.settle(open.node.id(), caller.pid);
+        self.settle(open.node.id(), caller);
         done
     }
 
@@ -290,7 +291,7 @@ impl<B: Backend> Vfs<B> {
         let copied = self.change(caller, &target, |by| {
             self.backend.copy_range(by, (&source.file, from.1), (&target.file, to.1), len)
         });
-        self.lookups.settle(target.node.id(), caller.pid);
+        self.settle(target.node.id(), caller);
         if copied.is_err() {
             // A copy that fails has begun, and set times; the kernel looks at them again after one that succeeds.
             self.attributes_changed(target.node.id());

@@ -3,7 +3,8 @@
 //! With a writeback cache the kernel takes size and time of modification of a file from us once, when it makes the inode, and
 //! believes itself from then on. Between our answer to a LOOKUP and that moment others can find the file, change it, and be
 //! done with it: the inode that they changed is evicted, and what the first thread then makes of its old answer stays wrong. A
-//! file shows its old length: what was cut off reads as zeros, what was added is missing and soon written over.
+//! file shows its old length: what was cut off reads as zeros, what was added is missing and soon written over. Kernels before 6.14
+//! (`evict_ctr` in fs/fuse/inode.c) take such an answer for a new one without a writeback cache as well, and keep it as long as it says.
 //!
 //! It takes two who look up a file for the first time: since Linux 6.16 a thread that finds the name which another one has just
 //! entered, but not yet marked with its epoch (`fuse_lookup` in fs/fuse/dir.c), throws it away and asks again. Or it takes a file
@@ -12,7 +13,8 @@
 //! As long as a request is not answered, the inode that it changes is there, and an answer that arrives is about this one and
 //! changes nothing. So what has changed a file is answered when those who looked it up before have gone on ([`super::replied`]),
 //! and who looks up a file while any is changed looks at it again. One of the two sees the other: a change is counted, then
-//! lookups are gone through; a lookup is noted, then the count is compared.
+//! lookups are gone through; a lookup is noted, then the count is compared. Nobody waits who changes a file of which a single
+//! lookup is counted: the inode was made by its answer.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -33,7 +35,7 @@ const PLACES: u32 = 1024;
 
 /// The lookups of the last while, and how often anything was changed.
 pub(super) struct Lookups {
-    /// None where the kernel believes us.
+    /// None where the kernel soon asks again.
     sets: Box<[Mutex<Set>]>,
     changes: AtomicU64,
     heard: Heard,
@@ -88,9 +90,9 @@ pub(crate) struct Answering<'a> {
 }
 
 impl Lookups {
-    /// They matter with a writeback cache.
-    pub(super) fn new(writeback: bool) -> Self {
-        let (sets, places) = if writeback { (SETS, PLACES) } else { (0, 0) };
+    /// Whether an old answer `matters` is for [`super::Caching::outlasts_answers`] to say.
+    pub(super) fn new(matters: bool) -> Self {
+        let (sets, places) = if matters { (SETS, PLACES) } else { (0, 0) };
         let heard = Heard((0..places).map(|_| AtomicU64::new(0)).collect());
         Self { sets: (0..sets).map(|_| Mutex::default()).collect(), changes: AtomicU64::new(0), heard }
     }
@@ -132,10 +134,15 @@ impl Lookups {
         (Some(Answering { lookups: self, node, thread }), knows != before)
     }
 
-    /// Thread `by` has changed `node`, and is told so when this returns: those who look it up have gone on.
-    pub(super) fn settle(&self, node: NodeId, by: u32) {
+    /// Something was changed; `None` where that does not matter.
+    pub(super) fn changed(&self) -> Option<Changes> {
+        let matters = !self.sets.is_empty();
+        matters.then(|| Changes(self.changes.fetch_add(1, Ordering::SeqCst) + 1))
+    }
+
+    /// Thread `by` has changed `node`, and is told so when this returns: those who looked it up before have gone on.
+    pub(super) fn settle(&self, node: NodeId, by: u32, change: Changes) {
         let Some(set) = self.set(node) else { return };
-        let change = Changes(self.changes.fetch_add(1, Ordering::SeqCst) + 1);
         for pause in pauses() {
             let mut waits = false;
             for known in set.lock().iter_mut() {
@@ -190,6 +197,11 @@ mod tests {
         lookups.note(node, thread, lookups.changes()).0.expect("it is noted")
     }
 
+    /// Thread `by` changes `node`.
+    fn change(lookups: &Lookups, node: NodeId, by: u32) {
+        lookups.settle(node, by, lookups.changed().expect("it matters"));
+    }
+
     fn known(lookups: &Lookups) -> usize {
         lookups.sets.iter().map(|set| set.lock().iter().flatten().count()).sum()
     }
@@ -200,13 +212,13 @@ mod tests {
         let start = Instant::now();
         let answering = noted(&lookups, NODE, NO_THREAD);
         thread::scope(|scope| {
-            let change = scope.spawn(|| lookups.settle(NODE, 1));
+            let changes = scope.spawn(|| change(&lookups, NODE, 1));
             thread::sleep(SETTLING / 10);
-            let waits = !change.is_finished();
+            let waits = !changes.is_finished();
             // On a machine that stood still meanwhile it has given up.
             assert!(waits || start.elapsed() >= SETTLING);
             drop(answering);
-            change.join().unwrap();
+            changes.join().unwrap();
         });
         assert_eq!(known(&lookups), 0);
     }
@@ -215,7 +227,7 @@ mod tests {
     fn a_change_does_not_wait_for_ever() {
         let lookups = Lookups::new(true);
         let _answering = noted(&lookups, NODE, NO_THREAD);
-        lookups.settle(NODE, 1);
+        change(&lookups, NODE, 1);
         assert_eq!(known(&lookups), 1, "it gave up");
     }
 
@@ -231,7 +243,7 @@ mod tests {
             assert!(!lookups.is_over(lookups.sets[7].lock()[0].as_ref().unwrap(), start));
             lookups.heard_from(thread);
             assert!(lookups.is_over(lookups.sets[7].lock()[0].as_ref().unwrap(), start));
-            lookups.settle(NODE, 1);
+            change(&lookups, NODE, 1);
             assert_eq!(known(&lookups), 0);
             drop(answering);
         }
@@ -241,12 +253,12 @@ mod tests {
     #[test]
     fn a_change_waits_for_nobody_who_knows_of_it() {
         let lookups = Lookups::new(true);
-        lookups.settle(NODE, 1);
+        let start = Instant::now();
+        let before = lookups.changed().expect("it matters");
         let _answering = noted(&lookups, NODE, NO_THREAD);
-        let change = lookups.changes();
-        lookups.changes.store(0, Ordering::SeqCst);
-        lookups.settle(NODE, 1);
-        assert_eq!((lookups.changes(), known(&lookups)), (change, 1));
+        lookups.settle(NODE, 1, before);
+        assert!(start.elapsed() < SETTLING);
+        assert_eq!(known(&lookups), 1);
     }
 
     #[test]
@@ -255,7 +267,7 @@ mod tests {
         let other = NodeId(NODE.0 + SETS as u64);
         let start = Instant::now();
         let (_own, _other) = (noted(&lookups, NODE, 1), noted(&lookups, other, 2));
-        lookups.settle(NODE, 1);
+        change(&lookups, NODE, 1);
         assert!(start.elapsed() < SETTLING || known(&lookups) == 1);
         assert_eq!(known(&lookups), 1, "its own is over");
     }
@@ -265,7 +277,7 @@ mod tests {
         let lookups = Lookups::new(true);
         let before = lookups.changes();
         assert!(!lookups.note(NODE, 1, before).1);
-        lookups.settle(NODE, 1);
+        change(&lookups, NODE, 1);
         assert!(lookups.note(NODE, 1, before).1);
         assert!(!lookups.note(NODE, 1, lookups.changes()).1);
     }
@@ -303,7 +315,7 @@ mod tests {
         assert!(Lookups::new(true).note(NODE, 0, Changes(0)).0.is_none());
         let unneeded = Lookups::new(false);
         assert!(unneeded.note(NODE, 1, unneeded.changes()).0.is_none());
-        unneeded.settle(NODE, 2);
+        assert_eq!(unneeded.changed(), None);
         assert!(!unneeded.note(NODE, 1, Changes(0)).1);
     }
 }

@@ -231,7 +231,7 @@ impl<B: Backend> Vfs<B> {
             files: HandleTable::default(),
             unopened: Unopened::new(),
             dirs: HandleTable::default(),
-            lookups: Lookups::new(caching.writeback),
+            lookups: Lookups::new(caching.outlasts_answers()),
             backend,
             caching,
             deaf: AtomicBool::new(false),

@@ -1,8 +1,10 @@
 //! Names, attributes and what changes them.
 
+use std::sync::Arc;
+
 use splicefs_core::{
-    Backend, Caller, Change, Entry, Errno, FileKind, HandleId, Identified, Make, Name, NodeId, RenameFlags,
-    Result, SetAttr, SetTime, StatFs,
+    Backend, Caller, Change, Errno, FileKind, HandleId, Make, Name, NodeId, RenameFlags, Result, SetAttr,
+    SetTime, StatFs,
 };
 
 use super::lookups::{Answering, Changes};
@@ -24,31 +26,47 @@ impl<B: Backend> Vfs<B> {
         let parent = self.node(parent)?;
         let names = self.kept(&parent);
         let before = self.lookups.changes();
-        let mut entry = match self.backend.lookup(&parent, name) {
+        let entry = match self.backend.lookup(&parent, name) {
             Err(e) if e.errno() == Errno::ENOENT && !names.negative.is_zero() => {
                 return Ok(reply(&LookedUp::Missing(names.negative)));
             }
             entry => entry?,
         };
-        let _answering = self.note(&mut entry, caller, before)?;
-        Ok(reply(&LookedUp::Found(self.remember(entry, names).0)))
+        let (mut found, node) = self.remember(entry, names);
+        let _answering = self.note(&mut found, &node, caller, before)?;
+        Ok(reply(&LookedUp::Found(found)))
     }
 
-    /// `caller` is about to be told of `entry`, which was looked at after `before`. It is looked at again where that was too early.
+    /// `caller` is about to be told that `node` was `found`, which was looked at after `before`. It is looked at again where that was
+    /// too early. To be called when the lookup is counted.
+    ///
+    /// # Errors
+    /// Those of looking. The lookup is not counted any more, then.
     pub(super) fn note(
         &self,
-        entry: &mut Entry<B::Node>,
+        found: &mut Found,
+        node: &Arc<B::Node>,
         caller: &Caller,
         before: Changes,
     ) -> Result<Option<Answering<'_>>> {
-        if entry.attr.kind() != FileKind::Regular {
+        if found.shown.attr.kind() != FileKind::Regular {
             return Ok(None);
         }
-        let (answering, changed) = self.lookups.note(entry.node.id(), caller.pid, before);
+        let (answering, changed) = self.lookups.note(found.id, caller.pid, before);
         if changed {
-            entry.attr = self.backend.getattr(&entry.node, None)?;
+            let again = self.backend.getattr(node, None).inspect_err(|_| self.forget(found.id, 1))?;
+            found.shown = self.show(node, again, self.caching.kept(true));
         }
         Ok(answering)
+    }
+
+    /// `caller` has changed the node, and is about to be told so: waits for those who do not know of it.
+    pub(super) fn settle(&self, id: NodeId, caller: &Caller) {
+        if let Some(change) = self.lookups.changed()
+            && self.nodes.is_looked_up_again(id)
+        {
+            self.lookups.settle(id, caller.pid, change);
+        }
     }
 
     /// The kernel gives `count` references back.
@@ -86,7 +104,7 @@ impl<B: Backend> Vfs<B> {
         let kept = self.kept(&node);
         let Some(_) = change.size else {
             let attr = self.change_attributes(caller, &node, file, change)?;
-            self.lookups.settle(id, caller.pid);
+            self.settle(id, caller);
             reply(&self.show(&node, attr, kept));
             return Ok(());
         };
@@ -99,7 +117,7 @@ impl<B: Backend> Vfs<B> {
             change.mtime = change.mtime.or(Some(SetTime::Now));
         }
         let attr = self.change_attributes(caller, &node, file, &change)?;
-        self.lookups.settle(id, caller.pid);
+        self.settle(id, caller);
         reply(&self.show(&node, attr, kept));
         if attr.size < before {
             length.told_shorter(caller.pid);
