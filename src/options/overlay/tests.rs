@@ -116,6 +116,7 @@ fn a_bad_value_says_what_is_expected() {
         ("fsync=2", "`0` or `1`"),
         ("timeout=x", "seconds"),
         ("uidmapping=0:1", "ID:SHOWN:COUNT"),
+        ("gidmapping=0:0:2:1:5:1", "none is part of another"),
         ("xattr_permissions=3", "`1` or `2`"),
         ("squash_to_uid=-1", "a user's number or name"),
         ("nfs_export=on", "expected `off`: a file handle would lead nowhere"),
