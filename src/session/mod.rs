@@ -29,8 +29,8 @@ pub const DEFAULT_SPLICE_MIN: usize = 32 * 1024;
 /// How a mount is served.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
-    /// Number of threads, of which as many as processors, at least 4 and at most 16, wait for requests; by default four
-    /// times as many.
+    /// Number of threads, of which as many as processors, at least 3 and at most 16, wait for requests; by default four
+    /// times as many, and 16 at least.
     pub threads: Option<NonZeroUsize>,
     /// Whether reads are spliced.
     pub splice: Choice,
@@ -68,12 +68,14 @@ pub struct SessionConfig {
 /// limits of control groups, and those may be what has just been mounted over.
 fn waiting_threads() -> NonZeroUsize {
     let processors = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
-    let waiting = usize::try_from(processors).unwrap_or(1).clamp(4, 16);
+    let waiting = usize::try_from(processors).unwrap_or(1).clamp(3, 16);
     NonZeroUsize::new(waiting).unwrap_or(NonZeroUsize::MIN)
 }
 
 /// For each thread that waits for requests so many serve, if slow requests hold those up.
 const THREADS_FOR_ONE_WAITING: usize = 4;
+/// So many serve at least.
+const FEWEST_THREADS: usize = 16;
 
 /// What a thread does once there is something to serve.
 type Job = Box<dyn FnOnce(Stock) -> io::Result<()> + Send>;
@@ -111,7 +113,9 @@ pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
     let counters = Arc::new(Counters::default());
     let zeros = Arc::new(ZeroSource::new()?);
     let waiting = waiting_threads();
-    let count = config.threads.map_or(waiting.get() * THREADS_FOR_ONE_WAITING, NonZeroUsize::get);
+    let count = config
+        .threads
+        .map_or((waiting.get() * THREADS_FOR_ONE_WAITING).max(FEWEST_THREADS), NonZeroUsize::get);
     let mut threads = Vec::new();
     for i in 0..count {
         let (zeros, counters) = (zeros.clone(), counters.clone());
