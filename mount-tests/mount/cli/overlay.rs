@@ -10,7 +10,7 @@ use rustix::process::{Signal, kill_process};
 use super::{Place, assert_complains, assert_success, run, stderr, stdout, user_command};
 use crate::harness::{
     Identity, Need, as_caller, command, entry_at, is_mounted, ready, splicefs_binary, unprivileged_user,
-    until_dead, until_umounted,
+    until, until_dead, until_umounted,
 };
 
 /// Two lower directories `a` and `b`, `upper` and `work`, in the directory of a [`Place`].
@@ -258,6 +258,9 @@ fn a_directory_for_changes_has_one_mount() {
         until_umounted(&layers.point());
     }
     assert_success(&layers.mount(&layers.options()));
+    // A daemon whose mount is gone looks for a second whether it stands dead (`MountPoint::unmount_dead`), and takes a dead one
+    // that has its place and its numbers for its own.
+    until("the daemons before to end", || layers.place.daemons().len() == 1);
     for pid in layers.place.daemons() {
         kill_process(pid, Signal::KILL).expect("kill");
     }
