@@ -14,7 +14,7 @@ use nix::unistd::{Pid, truncate};
 use rustix::fs::OFlags;
 use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
 
-use crate::harness::{Need, Watchdog, ready, until, until_stopped};
+use crate::harness::{Need, Watchdog, ready, thread_state, until, until_stopped};
 use crate::overlay::Layers;
 use crate::posix::script::open;
 
@@ -44,8 +44,8 @@ fn run_before_all() {
 }
 
 fn is_asleep(thread: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/self/task/{thread}/stat")).expect("the thread");
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['S', 'D']))
+    let task = format!("/proc/self/task/{thread}");
+    matches!(thread_state(Path::new(&task)).expect("the thread"), 'S' | 'D')
 }
 
 /// Has `look` ask for a file on processor `cpu`, and have the answer late: the daemon stands still until it is asked, and then

@@ -26,5 +26,5 @@ pub(crate) use stats::Stats;
 pub(crate) use tools::{Random, aligned, drop_file_cache, have_program, read_range, scratch, shell};
 pub(crate) use trace::trace;
 pub(crate) use wait::{
-    Watchdog, until, until_dead, until_some, until_stopped, until_umounted, until_unmounted,
+    Watchdog, thread_state, until, until_dead, until_some, until_stopped, until_umounted, until_unmounted,
 };

@@ -59,15 +59,20 @@ pub(crate) fn until_dead(point: &Path) {
 
 /// Waits until all threads of a process have stopped: kill(2) does not wait for that, and meanwhile they run on.
 pub(crate) fn until_stopped(pid: u32) {
-    let has_stopped = |task: &Path| match fs::read_to_string(task.join("stat")) {
-        // The state follows on the name, which is in parentheses and may have some itself.
-        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')),
-        Err(_) => true,
-    };
     until("the process to stop", || {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("listing threads");
-        tasks.map(|task| task.expect("a thread").path()).all(|task| has_stopped(&task))
+        tasks
+            .map(|task| task.expect("a thread").path())
+            .all(|task| thread_state(&task).is_none_or(|state| state == 'T'))
     });
+}
+
+/// What the thread does whose directory in procfs is `task` (proc_pid_stat(5)); `None` if it has ended.
+pub(crate) fn thread_state(task: &Path) -> Option<char> {
+    let stat = fs::read_to_string(task.join("stat")).ok()?;
+    // It follows on the name, which is in parentheses and may have some itself.
+    let (_, rest) = stat.rsplit_once(") ").expect("a name in parentheses");
+    rest.chars().next()
 }
 
 /// Ends the whole test process when a test hangs: a thread stuck in a read of a mount cannot be stopped otherwise.
