@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use crate::failure::{Failure, shell_word};
-use crate::mount::{dead_mount_around, mountinfo};
+use crate::mount::{dead_mount_around, is_from_dead_mount, mountinfo};
 use crate::vfs::STATS_XATTR;
 
 /// The longest value the kernel hands over (XATTR_SIZE_MAX).
@@ -23,7 +23,8 @@ pub(super) fn explain(given: &Path, cannot: &str, error: &io::Error) -> Failure 
     let shown = given.display();
     Failure::new(match error.raw_os_error() {
         Some(libc::ENOENT) => format!("{shown} does not exist"),
-        Some(libc::ENOTCONN) => {
+        // ECONNABORTED: of a question that was asked while the daemon ended.
+        _ if is_from_dead_mount(error) => {
             format!(
                 "{shown} is, or lies in, a dead mount (Transport endpoint is not connected): `splicefs unmount {}`",
                 shell_word(&dead_mount_around(given))
@@ -50,4 +51,17 @@ pub(super) fn explain(given: &Path, cannot: &str, error: &io::Error) -> Failure 
 pub(super) fn mounted_on(given: &Path) -> Option<mountinfo::Entry> {
     let path = given.canonicalize().ok()?;
     mountinfo::top_at(&mountinfo::read().ok()?, &path).cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn regression_a_daemon_that_ends_meanwhile_leaves_a_dead_mount_too() {
+        for errno in [libc::ENOTCONN, libc::ECONNABORTED] {
+            let said = explain(Path::new("/nowhere"), "resize", &io::Error::from_raw_os_error(errno));
+            assert!(said.to_string().contains("dead mount"), "{said}");
+        }
+    }
 }

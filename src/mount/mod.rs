@@ -23,7 +23,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use crate::failure::Failure;
-pub(crate) use dead::mount_around as dead_mount_around;
+pub(crate) use dead::{is_from_dead_mount, mount_around as dead_mount_around};
 use detached::Detached;
 use keeper::Keeper;
 pub use request::Request;
