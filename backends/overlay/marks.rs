@@ -82,7 +82,8 @@ pub(crate) enum Opaque {
 pub(crate) struct Marks(pub(crate) Namespace);
 
 impl Marks {
-    /// The value of a mark of at most `limit` bytes. A file system without attributes has no marks.
+    /// The value of a mark of at most `limit` bytes. A file system without attributes has no marks, nor has what the daemon may not read, as
+    /// in the kernel (`ovl_path_check_dir_xattr` in fs/overlayfs/util.c).
     pub(crate) fn get<B: Layer>(
         self,
         layer: &B,
@@ -92,7 +93,7 @@ impl Marks {
     ) -> Result<Option<Vec<u8>>> {
         match layer.getxattr(node, mark.name(self.0), limit) {
             Ok(value) => Ok(Some(value)),
-            Err(e) if matches!(e.errno(), Errno::ENODATA | Errno::EOPNOTSUPP) => Ok(None),
+            Err(e) if matches!(e.errno(), Errno::ENODATA | Errno::EOPNOTSUPP | Errno::EACCES) => Ok(None),
             Err(e) => Err(e),
         }
     }
@@ -218,8 +219,12 @@ pub(crate) fn entry_of<B: Layer>(
     }
 }
 
+/// Whether there is a mark that is a file. In a directory where the daemon may not look, nothing will ever be looked up.
 fn exists<B: Layer>(layer: &B, dir: &Arc<B::Node>, name: &Name) -> Result<bool> {
-    Ok(entry_of(layer, dir, name)?.is_some())
+    match entry_of(layer, dir, name) {
+        Err(e) if e.errno() == Errno::EACCES => Ok(false),
+        found => Ok(found?.is_some()),
+    }
 }
 
 /// Makes a file that says something by its name alone.

@@ -1,5 +1,6 @@
 //! The [`Backend`] of the mirrored directory: each operation is done by the module that holds its rules.
 
+use std::cell::Cell;
 use std::ffi::CStr;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,6 +15,7 @@ use splicefs_core::{
 };
 
 use crate::fsclass::FsClass;
+use crate::lend::directory_of;
 use crate::node::Place;
 use crate::{Dir, File, Node, Passthrough, stat};
 
@@ -33,14 +35,18 @@ impl Backend for Passthrough {
     }
 
     fn lookup(&self, parent: &Arc<Node>, name: &Name) -> Result<Entry<Node>> {
-        self.tree.lookup(parent, name)
+        self.allowed(|| vec![parent.clone()], || self.tree.lookup(parent, name))
     }
 
     fn getattr(&self, node: &Arc<Node>, file: Option<&File>) -> Result<Attr> {
-        let st = match file {
-            Some(file) => stat::of_fd(file.fd())?,
-            None => self.tree.statx(node)?,
+        let look = || {
+            let _modes = self.tree.nodes.true_modes();
+            match file {
+                Some(file) => stat::of_fd(file.fd()),
+                None => self.tree.statx(node),
+            }
         };
+        let st = self.allowed(|| directory_of(node).into_iter().collect(), look)?;
         self.tree.notice_links(node, st.stx_nlink);
         Ok(self.tree.attr(&st))
     }
@@ -53,7 +59,18 @@ impl Backend for Passthrough {
         change: &SetAttr,
     ) -> Result<Attr> {
         self.writable()?;
-        let attr = self.tree.set_attr(caller, node, file, change)?;
+        let lent = Cell::new(false);
+        let nodes = || {
+            lent.set(true);
+            // Who sets a mode is not lent another; nor does it take one.
+            let used = if change.mode.is_none() { Some(node.clone()) } else { directory_of(node) };
+            used.into_iter().collect()
+        };
+        let mut attr = self.allowed(nodes, || self.tree.set_attr(caller, node, file, change))?;
+        if lent.get() {
+            // Not with the mode of that moment.
+            attr = self.getattr(node, file)?;
+        }
         self.tree.notice_links(node, attr.nlink);
         Ok(attr)
     }
@@ -75,22 +92,23 @@ impl Backend for Passthrough {
 
     fn make(&self, caller: &Caller, parent: &Arc<Node>, name: &Name, what: Make<'_>) -> Result<Entry<Node>> {
         self.writable()?;
-        self.tree.make(caller, parent, name, what)
+        self.allowed(|| vec![parent.clone()], || self.tree.make(caller, parent, name, what))
     }
 
     fn link(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name) -> Result<Entry<Node>> {
         self.writable()?;
-        self.tree.link(node, parent, name)
+        let nodes = || directory_of(node).into_iter().chain([parent.clone()]).collect();
+        self.allowed(nodes, || self.tree.link(node, parent, name))
     }
 
     fn unlink(&self, parent: &Arc<Node>, name: &Name) -> Result<()> {
         self.writable()?;
-        self.tree.remove(parent, name, false)
+        self.allowed(|| vec![parent.clone()], || self.tree.remove(parent, name, false))
     }
 
     fn rmdir(&self, parent: &Arc<Node>, name: &Name) -> Result<()> {
         self.writable()?;
-        self.tree.remove(parent, name, true)
+        self.allowed(|| vec![parent.clone()], || self.tree.remove(parent, name, true))
     }
 
     fn rename(
@@ -101,14 +119,18 @@ impl Backend for Passthrough {
         flags: RenameFlags,
     ) -> Result<()> {
         self.writable()?;
-        self.tree.rename(caller, from, to, flags)
+        let nodes = || {
+            let moved = [from, to].into_iter().filter_map(|(dir, name)| self.moved_directory(dir, name));
+            [from.0.clone(), to.0.clone()].into_iter().chain(moved).collect()
+        };
+        self.allowed(nodes, || self.tree.rename(caller, from, to, flags))
     }
 
     fn open(&self, caller: &Caller, node: &Arc<Node>, flags: OpenFlags) -> Result<Opened<File>> {
         if flags.writes() || flags.has(libc::O_TRUNC) {
             self.writable()?;
         }
-        self.tree.open_file(caller, node, flags, self.noatime)
+        self.allowed(|| vec![node.clone()], || self.tree.open_file(caller, node, flags, self.noatime))
     }
 
     fn create(
@@ -120,7 +142,7 @@ impl Backend for Passthrough {
         flags: CreateFlags,
     ) -> Result<(Entry<Node>, Opened<File>)> {
         self.writable()?;
-        self.tree.create(caller, parent, name, mode, flags)
+        self.allowed(|| vec![parent.clone()], || self.tree.create(caller, parent, name, mode, flags))
     }
 
     fn tmpfile(
@@ -131,7 +153,7 @@ impl Backend for Passthrough {
         flags: CreateFlags,
     ) -> Result<(Entry<Node>, Opened<File>)> {
         self.writable()?;
-        self.tree.tmpfile(caller, parent, mode, flags)
+        self.allowed(|| vec![parent.clone()], || self.tree.tmpfile(caller, parent, mode, flags))
     }
 
     fn plan_read(&self, file: &File, span: Span, execute: &mut dyn FnMut(&ReadPlan<'_>)) -> Result<()> {
@@ -217,7 +239,7 @@ impl Backend for Passthrough {
     fn opendir(&self, node: &Arc<Node>) -> Result<Dir> {
         // Once more, if there was no room for it when it was looked up.
         self.tree.watch(node, || self.tree.descriptor(node));
-        self.tree.open_dir(node, self.noatime)
+        self.allowed(|| vec![node.clone()], || self.tree.open_dir(node, self.noatime))
     }
 
     fn read_dir(&self, dir: &Dir, from: Cookie, hint: usize, sink: &mut DirSink<'_>) -> Result<()> {
@@ -244,11 +266,11 @@ impl Backend for Passthrough {
     }
 
     fn getxattr(&self, node: &Arc<Node>, name: &CStr, limit: usize) -> Result<Vec<u8>> {
-        self.tree.get_xattr(node, name, limit)
+        self.allowed(|| vec![node.clone()], || self.tree.get_xattr(node, name, limit))
     }
 
     fn listxattr(&self, node: &Arc<Node>, limit: usize) -> Result<Vec<u8>> {
-        self.tree.list_xattr(node, limit)
+        self.allowed(|| vec![node.clone()], || self.tree.list_xattr(node, limit))
     }
 
     fn setxattr(
@@ -260,12 +282,13 @@ impl Backend for Passthrough {
         flags: XattrFlags,
     ) -> Result<()> {
         self.writable()?;
-        self.tree.set_xattr(caller, node, name, value, flags)
+        let nodes = || used_for_attribute(node, name);
+        self.allowed(nodes, || self.tree.set_xattr(caller, node, name, value, flags))
     }
 
     fn removexattr(&self, node: &Arc<Node>, name: &CStr) -> Result<()> {
         self.writable()?;
-        self.tree.remove_xattr(node, name)
+        self.allowed(|| used_for_attribute(node, name), || self.tree.remove_xattr(node, name))
     }
 }
 
@@ -282,6 +305,12 @@ impl Passthrough {
     fn may_ask(&self, request: Ioctl<'_>) -> Result<()> {
         if sys::ioctl::changes_attributes(request.command) { self.writable() } else { Ok(()) }
     }
+}
+
+/// What an attribute of `node` is set with. An access ACL is a mode as well, and takes none to be set.
+fn used_for_attribute(node: &Arc<Node>, name: &CStr) -> Vec<Arc<Node>> {
+    let is_mode = name == c"system.posix_acl_access";
+    if is_mode { directory_of(node).into_iter().collect() } else { vec![node.clone()] }
 }
 
 /// `/proc/self` and `/proc/thread-self` of the caller (proc(5)); any other link as it is.

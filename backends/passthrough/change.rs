@@ -65,6 +65,7 @@ impl Tree {
 
     /// The entry that was just made under `name`.
     fn found(&self, parent: &Arc<Node>, name: &Name, dir: &OwnedFd) -> Result<Entry<Node>> {
+        let _modes = self.nodes.true_modes();
         let begun = self.begin_look();
         let st = stat::of_name(dir.as_fd(), name.as_c_str())?;
         self.entry(parent, name, dir, st, begun)
@@ -143,6 +144,7 @@ impl Tree {
         fd: OwnedFd,
         flags: OpenFlags,
     ) -> Result<(Entry<Node>, Opened<File>)> {
+        let _modes = self.nodes.true_modes();
         let begun = self.begin_look();
         let entry = self.entry(parent, name, dir, stat::of_fd(&fd)?, begun)?;
         let opened = self.opened(&entry.node, Arc::new(fd), flags)?;

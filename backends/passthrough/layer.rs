@@ -10,6 +10,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use splicefs_core::sys::mount::seal;
 use splicefs_core::{Errno, FileHandle, FileKind, Layer, Name, Result, sys};
 
+use crate::lend::directory_of;
 use crate::node::Nodes;
 use crate::stat;
 use crate::tree::{Covered, Tree, open_directory};
@@ -90,7 +91,8 @@ impl LayerSet {
         }
         let held = Held { sealed: is_sealed, ..Held::default() };
         let noatime = options.noatime || options.read_only;
-        Ok(Passthrough { tree, noatime, read_only: options.read_only, held, deaf: None })
+        let read_only = options.read_only;
+        Ok(Passthrough { tree, noatime, read_only, lends: !read_only, held, deaf: None })
     }
 }
 
@@ -155,7 +157,8 @@ impl Layer for Passthrough {
     }
 
     fn handle(&self, node: &Arc<Node>) -> Result<Option<FileHandle>> {
-        sys::handle::of(self.tree.descriptor(node)?.as_fd())
+        let look = || sys::handle::of(self.tree.descriptor(node)?.as_fd());
+        self.allowed(|| directory_of(node).into_iter().collect(), look)
     }
 
     fn inode_of(&self, handle: &FileHandle) -> Result<Option<u64>> {
@@ -172,8 +175,11 @@ impl Layer for Passthrough {
 
     fn make_whiteout(&self, dir: &Arc<Node>, name: &Name) -> Result<()> {
         // Nobody is to know it, so that it need not be looked at.
-        let dir = self.tree.descriptor(dir)?;
-        self.held.whiteouts.make(&self.tree.nodes.descriptors, dir.as_fd(), name)
+        let make = || {
+            let dir = self.tree.descriptor(dir)?;
+            self.held.whiteouts.make(&self.tree.nodes.descriptors, dir.as_fd(), name)
+        };
+        self.allowed(|| vec![dir.clone()], make)
     }
 
     fn descriptor<'f>(&self, file: &'f File) -> Option<BorrowedFd<'f>> {

@@ -13,6 +13,7 @@ mod file;
 mod fsclass;
 mod heed;
 mod layer;
+mod lend;
 mod node;
 mod setattr;
 mod stat;
@@ -60,6 +61,8 @@ pub struct Passthrough {
     noatime: bool,
     /// Nothing is ever changed through this.
     read_only: bool,
+    /// The daemon lends itself rights to what is its own ([`lend`]).
+    lends: bool,
     held: Held,
     /// Why no changes are heard of.
     deaf: Option<Errno>,
@@ -72,6 +75,14 @@ pub struct Passthrough {
 /// Those of statfs(2).
 pub fn sizes_are_true(path: &std::path::Path) -> std::io::Result<bool> {
     Ok(FsClass::of_path(path)?.is_true_to_size())
+}
+
+/// Whether errors of writing may be told when a file is closed, and not before, on the file system that holds `path` (NFS).
+///
+/// # Errors
+/// Those of statfs(2).
+pub fn tells_late(path: &std::path::Path) -> std::io::Result<bool> {
+    Ok(FsClass::of_path(path)?.tells_late())
 }
 
 impl Passthrough {
@@ -94,6 +105,13 @@ impl Passthrough {
         let tree = Tree::open(Nodes::new(watches), fd, covered, options.block_devices_as_files)?;
         let root = tree.root();
         tree.watch(&root, || tree.descriptor(&root));
-        Ok(Self { tree, noatime: options.noatime, read_only: false, held: Held::default(), deaf })
+        Ok(Self {
+            tree,
+            noatime: options.noatime,
+            read_only: false,
+            lends: false,
+            held: Held::default(),
+            deaf,
+        })
     }
 }

@@ -152,6 +152,11 @@ pub(crate) struct Nodes {
     /// again by its place: so that no one looks for a file under a name it has just lost. Only the slow path, where no
     /// descriptor is at hand, takes it.
     pub(crate) rename_gate: RwLock<()>,
+    /// Held for writing while modes are not what they are meant to be ([`crate::lend`]), for reading while one is changed, or looked at
+    /// to be shown.
+    ///
+    /// Lock order: before the rename gate.
+    pub(crate) modes: RwLock<()>,
 }
 
 impl Nodes {
@@ -163,6 +168,7 @@ impl Nodes {
             classes: FsClasses::default(),
             watches,
             rename_gate: RwLock::new(()),
+            modes: RwLock::new(()),
         })
     }
 

@@ -34,6 +34,7 @@ impl Tree {
             held = self.descriptor(node)?;
             &held
         };
+        let _modes = self.nodes.true_modes();
         // A change of nothing is chown(2) with -1 twice, which clears setuid and setgid bits like any other.
         if change.uid.is_some() || change.gid.is_some() || *change == SetAttr::default() {
             let _guard = caller.clearing(mode_of(fd)?)?;

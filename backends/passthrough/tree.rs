@@ -13,7 +13,7 @@ use crate::node::{Node, Nodes, Place};
 use crate::stat::{self, Identity};
 
 /// No tree is this deep; a chain of parents that is has a cycle in it.
-const DEEPEST: usize = 1 << 16;
+pub(crate) const DEEPEST: usize = 1 << 16;
 
 /// The directory that the mount covers, where that lies inside the source.
 #[derive(Debug)]
@@ -125,6 +125,7 @@ impl Tree {
             let node = self.nodes.intern_root(self.nodes.classes.identity(&st, || Ok(fd.clone()))?, &fd);
             return Ok(Entry { attr: self.attr(&st), node });
         }
+        let _modes = self.nodes.true_modes();
         // From the look to the note of it, no rename may come in between.
         let _gate = self.nodes.rename_gate.read();
         let begun = self.begin_look();

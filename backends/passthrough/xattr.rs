@@ -41,6 +41,8 @@ impl Tree {
         flags: XattrFlags,
     ) -> Result<()> {
         let fd = self.descriptor(node)?;
+        // An access ACL is a mode as well.
+        let _modes = self.nodes.true_modes();
         let set =
             || setxattr(path_of(&fd), name, value, OsFlags::from_bits_retain(flags.flags.cast_unsigned()));
         if !flags.kill_sgid {
@@ -60,6 +62,7 @@ impl Tree {
 
     pub(crate) fn remove_xattr(&self, node: &Arc<Node>, name: &CStr) -> Result<()> {
         let fd = self.descriptor(node)?;
+        let _modes = self.nodes.true_modes();
         Ok(removexattr(path_of(&fd), name)?)
     }
 }

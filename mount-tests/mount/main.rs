@@ -22,6 +22,7 @@ mod posix;
 mod reads;
 mod regressions;
 mod requests;
+mod rights;
 mod root;
 mod special;
 mod storm;

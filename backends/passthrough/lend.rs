@@ -1,0 +1,170 @@
+//! Rights that the daemon, who owns a file and is not root, lends itself.
+//!
+//! Who may do what is the kernel's to decide, by the modes that are shown, before it asks; but then an unprivileged daemon still has to do it
+//! with its own rights, which are less than the kernel's of an overlay would be:
+//!
+//! - who has opened a file goes on reading and writing it whatever becomes of its mode, or of those of the directories above it. Where
+//!   the kernel has opened nothing (zero-message opens), or the file was copied up since, the daemon opens it now, by its mode of now;
+//! - a file in a directory that cannot be written may be written, and so has to be copied up into that directory;
+//! - an overlay keeps marks at directories that cannot be read.
+//!
+//! To a file of its own that it may not use (for want of `CAP_DAC_OVERRIDE`) it has no other way than to change the mode for a moment. That
+//! lets nobody in but the owner, and nobody is shown it ([`Nodes::true_modes`]). It is done in upper layers alone: a lower one is never
+//! written, and what is mirrored belongs to others, too.
+
+use std::cell::Cell;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
+use rustix::fs::{AtFlags, CWD, Mode, chmodat};
+use rustix::process::{getegid, geteuid, getgroups};
+use splicefs_core::{Errno, FileKind, Name, Result};
+
+use crate::Passthrough;
+use crate::node::{Node, Nodes, Place};
+use crate::stat;
+use crate::tree::{DEEPEST, Tree, path_of};
+
+/// What leads through a directory.
+const SEARCHES: u32 = 0o100;
+/// What a file, or a directory, is used with.
+const USES_FILE: u32 = 0o600;
+const USES_DIRECTORY: u32 = 0o700;
+/// Setuid and setgid.
+const SPECIAL: u32 = 0o6000;
+const SETGID: u32 = 0o2000;
+
+thread_local! {
+    /// The calling thread has lent itself rights.
+    static LENDS: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Nodes {
+    /// Keeps modes what they are meant to be. One who has lent itself rights sees them, and is not to show them.
+    pub(crate) fn true_modes(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        (!LENDS.get()).then(|| self.modes.read())
+    }
+}
+
+/// As long as it lives, the calling thread has rights lent; then all modes are as before.
+#[must_use]
+struct Lent<'a> {
+    /// What was changed, in that order, and its mode before.
+    before: Vec<(Arc<OwnedFd>, u32)>,
+    _alone: RwLockWriteGuard<'a, ()>,
+}
+
+fn set_mode(fd: &OwnedFd, mode: u32) -> Result<()> {
+    Ok(chmodat(CWD, path_of(fd), Mode::from_bits_retain(mode), AtFlags::empty())?)
+}
+
+fn is_own_group(gid: u32) -> Result<bool> {
+    Ok(getegid().as_raw() == gid || getgroups()?.iter().any(|group| group.as_raw() == gid))
+}
+
+impl<'a> Lent<'a> {
+    fn new(nodes: &'a Nodes) -> Self {
+        let alone = nodes.modes.write();
+        LENDS.set(true);
+        Self { before: Vec::new(), _alone: alone }
+    }
+
+    /// Adds rights of the owner's to those that `fd` gives, if that is the daemon.
+    fn add(&mut self, fd: Arc<OwnedFd>, rights: u32) -> Result<()> {
+        let st = stat::of_fd(&fd)?;
+        let mode = u32::from(st.stx_mode) & 0o7777;
+        // What another owns is open to the daemon as it was, or not at all.
+        if mode & rights == rights || st.stx_uid != geteuid().as_raw() {
+            return Ok(());
+        }
+        // chmod(2) takes the setgid bit from who is not in the group, and whoever writes a file clears both.
+        let is_directory = u32::from(st.stx_mode) & libc::S_IFMT == libc::S_IFDIR;
+        let lasts =
+            mode & SPECIAL == 0 || (is_directory && (mode & SETGID == 0 || is_own_group(st.stx_gid)?));
+        if !lasts {
+            return Err(Errno::EACCES.into());
+        }
+        set_mode(&fd, mode | rights)?;
+        self.before.push((fd, mode));
+        Ok(())
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        for (fd, mode) in self.before.iter().rev() {
+            if let Err(e) = set_mode(fd, *mode) {
+                log::error!(
+                    "the mode of a file or directory of the upper layer stays too wide, {mode:o} was refused: {e}"
+                );
+            }
+        }
+        LENDS.set(false);
+    }
+}
+
+impl Tree {
+    /// Lends the calling thread the right to use `nodes`, whatever their modes and those of the directories on the way to them.
+    ///
+    /// # Errors
+    /// `EACCES` where a mode cannot be changed for a moment without losing something.
+    fn lend(&self, nodes: &[Arc<Node>]) -> Result<Lent<'_>> {
+        let mut lent = Lent::new(&self.nodes);
+        for node in nodes {
+            if node.descriptor_at_hand().is_none() {
+                for directory in directories_to(node).into_iter().rev() {
+                    lent.add(self.descriptor(&directory)?, SEARCHES)?;
+                }
+            }
+            let is_directory = node.identity().kind() == FileKind::Directory;
+            lent.add(self.descriptor(node)?, if is_directory { USES_DIRECTORY } else { USES_FILE })?;
+        }
+        Ok(lent)
+    }
+}
+
+/// The directories that lead to `node` from the root, the nearest first.
+fn directories_to(node: &Arc<Node>) -> Vec<Arc<Node>> {
+    let mut directories = Vec::new();
+    let mut next = node.clone();
+    while let Some(parent) = directory_of(&next)
+        && directories.len() < DEEPEST
+    {
+        directories.push(parent.clone());
+        next = parent;
+    }
+    directories
+}
+
+/// The directory that `node` is found in.
+pub(crate) fn directory_of(node: &Node) -> Option<Arc<Node>> {
+    match node.place() {
+        Place::At(parent, _) => Some(parent),
+        _ => None,
+    }
+}
+
+impl Passthrough {
+    /// Does `what`, which the kernel has allowed: if the daemon may not, then with the right to use `nodes`, where they are its own.
+    pub(crate) fn allowed<T>(
+        &self,
+        nodes: impl FnOnce() -> Vec<Arc<Node>>,
+        what: impl Fn() -> Result<T>,
+    ) -> Result<T> {
+        match what() {
+            Err(e) if e.errno() == Errno::EACCES && self.lends && !LENDS.get() => {
+                let lent = self.tree.lend(&nodes())?;
+                if lent.before.is_empty() { Err(e) } else { what() }
+            }
+            done => done,
+        }
+    }
+
+    /// The directory that `name` in `parent` is, if it is one that lives: to move one, it must be writable itself.
+    pub(crate) fn moved_directory(&self, parent: &Arc<Node>, name: &Name) -> Option<Arc<Node>> {
+        let dir = self.tree.descriptor(parent).ok()?;
+        let (node, _) = self.tree.known(&dir, name)?;
+        (node.identity().kind() == FileKind::Directory).then_some(node)
+    }
+}
