@@ -193,6 +193,38 @@ fn data_that_is_not_written_back_yet_is_no_hole() {
     assert_eq!(next(&file, To::Data((2 << 20) + 4096)), Err(Errno::NXIO));
 }
 
+/// What fallocate(2) does changes the source's time, often to that of the kernel, which is told once, then: what is written back later must not
+/// undo that.
+#[test]
+fn regression_a_time_that_is_the_sources_already_is_not_undone() {
+    const FILES: u64 = 400;
+    if !can_run() {
+        return;
+    }
+    for ground in [Ground::Directory, Ground::Tmpfs] {
+        let layers = Layers::new(ground, 1);
+        let old = std::time::UNIX_EPOCH + Duration::new(1_000_000, 7);
+        for n in 0..FILES {
+            let file = create(&layers.lower().join(n.to_string()));
+            file.set_modified(old).expect("futimens");
+        }
+        let mount = layers.mount_with("writeback=on");
+        for n in 0..FILES {
+            let file = open(&mount.at(n.to_string()), OFlags::RDWR, 0).expect("open");
+            file.write_all_at(&fill(n, 8192), 0).expect("write");
+            let punch = FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE;
+            rustix::fs::fallocate(&file, punch, 0, 1).expect("punching a hole");
+            file.sync_all().expect("fsync");
+            file.write_all_at(b"end", 1 << 20).expect("write");
+        }
+        mount.unmount();
+        for n in 0..FILES {
+            let modified = fs::metadata(layers.upper().join(n.to_string())).and_then(|meta| meta.modified());
+            assert_ne!(modified.expect("stat"), old, "file {n} on {ground:?}");
+        }
+    }
+}
+
 #[test]
 fn no_room_is_told_at_fsync_and_at_close() {
     if !can_run() {

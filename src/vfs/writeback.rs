@@ -100,9 +100,15 @@ impl<B: Backend> Vfs<B> {
         if let Some(SetTime::At(time)) = change.mtime
             && *change == (SetAttr { mtime: change.mtime, ..SetAttr::default() })
         {
-            // The kernel tells its times of a file whose name goes, too, which must not be copied up for that.
+            // The kernel tells its times of a file whose name goes, too, which must not be copied up for that. It tells each once: what
+            // is written back from now on, or is on its way, leaves this one.
+            let used = self.nodes.state_if_any(node);
+            let told = used.as_ref().map(|used| used.modified.0.lock());
             let attr = self.backend.getattr(node, file)?;
             if attr.mtime == time {
+                if let Some(mut told) = told {
+                    *told = Some(time);
+                }
                 return Ok(attr);
             }
         }
