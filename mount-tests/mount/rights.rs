@@ -1,5 +1,5 @@
 //! Who has opened a file goes on reading and writing it, whatever becomes of its mode or of those above it: also where the daemon is a
-//! user, who may not open it again.
+//! user, who may not open it again, and has not been asked to open it in the first place.
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;
@@ -14,7 +14,8 @@ use crate::overlay::{Ground, Layers, Overlay};
 use crate::posix::script::open;
 
 /// How files are opened, and what is written gets to the daemon.
-const MANNERS: [&str; 2] = ["open=handle", "open=handle,writeback=off"];
+const MANNERS: [&str; 4] =
+    ["open=zero", "open=zero,writeback=off", "open=handle", "open=handle,writeback=off"];
 const LENGTH: usize = 20_000;
 
 fn mode(path: &Path) -> u32 {

@@ -94,6 +94,33 @@ fn a_users_overlay_that_cannot_be_written_is_read_without_opens() {
     });
 }
 
+/// What is written comes back later, and in few messages, as with files that are opened.
+#[test]
+fn a_users_overlay_is_read_and_written_without_opens() {
+    if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::UserMounts]) {
+        return;
+    }
+    let (uid, gid) = unprivileged_user();
+    let layers = Layers::simple().of_user();
+    for number in 0..100 {
+        fs::write(layers.lower().join(number.to_string()), fill(number, 5000)).expect("write");
+    }
+    let mount = layers.mount();
+    as_caller(&Identity { gid, ..Identity::user(uid) }, || {
+        reads_again_without_a_message(&mount);
+        let mut log = File::create(mount.at("log")).expect("create");
+        for line in 0..1000 {
+            log.write_all(&fill(line * 10, 10)).expect("write");
+        }
+        drop(log);
+        let stats = Stats::of(mount.point());
+        assert!(stats.requests("write") < 10 && stats.requests("release") == 0, "{}", stats.json());
+    });
+    mount.unmount();
+    let written = fs::read(layers.upper().join("log")).expect("read");
+    assert_eq!((written.len(), first_difference(&written, 0)), (10_000, None));
+}
+
 /// Root of a user namespace may open there what the daemon, who is a user of the machine, may not.
 #[test]
 fn in_a_user_namespace_files_are_opened() {

@@ -48,8 +48,8 @@ impl Layers {
 }
 
 impl Layers {
-    /// Why files of these directories may have to be opened each time, as those of procfs: a file system that is not known to
-    /// have true sizes, one of the directories' own or mounted inside one.
+    /// Why files of these directories may have to be opened each time: as those of procfs, on a file system that is not known to
+    /// have true sizes, one of the directories' own or mounted inside one; or to tell how writing ended when they are closed.
     ///
     /// # Errors
     /// When the table of mounts or a file system cannot be read.
@@ -63,6 +63,12 @@ impl Layers {
                     path.display()
                 )));
             }
+        }
+        if let Some(Changes { upper, .. }) = &self.changes
+            && splicefs_passthrough::tells_late(upper)?
+        {
+            let place = upper.display();
+            return Ok(Some(format!("{place} is on a file system that tells at close(2) how writing ended")));
         }
         let is_inside = |mount: &Path| all.iter().any(|layer| mount != *layer && mount.starts_with(layer));
         let mut mounts = mountinfo::read()?.into_iter().map(|entry| entry.mount_point);

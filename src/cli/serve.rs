@@ -75,16 +75,14 @@ impl Found {
     }
 
     /// Why files have to be opened each time, if that would be news to those who asked for something else.
-    fn must_be_opened(&self, options: &Options, writable: bool) -> Option<String> {
+    fn must_be_opened(&self, options: &Options) -> Option<String> {
         let asked = options.opens;
         match self {
             // With owners or permissions other than the files' own, the kernel may allow what the daemon may not.
-            Self::Layers(..)
-                if asked == Opens::Auto && !writable && !options.overlay.has_permissions_of_layers() =>
-            {
+            Self::Layers(..) if asked == Opens::Auto && !options.overlay.has_permissions_of_layers() => {
                 Some("permissions are not those of the files themselves".to_owned())
             }
-            Self::Layers(_, layers) if asked == Opens::Zero || (asked == Opens::Auto && !writable) => layers
+            Self::Layers(_, layers) if asked != Opens::Handle => layers
                 .must_be_opened()
                 .unwrap_or_else(|e| Some(format!("what the layers are is not known: {e}"))),
             _ => None,
@@ -257,7 +255,7 @@ fn session_config(options: &Options, found: &Found) -> SessionConfig {
         splice: options.splice,
         passthrough: options.passthrough,
         opens: options.opens,
-        must_be_opened: found.must_be_opened(options, writable),
+        must_be_opened: found.must_be_opened(options),
         writable,
         writeback: options.writeback,
         splice_min: options.splice_min,

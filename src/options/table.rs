@@ -237,7 +237,7 @@ const SPECS: &[Spec] = &[
         "open",
         "MODE",
         |o, v| set(&mut o.opens, values::opens(v)),
-        "zero: files of an overlay are used without the daemon being asked to open them (as root, or where nothing can be written); handle: each is opened; auto (default): zero for a user's overlay without an upper layer",
+        "zero: files of an overlay are used without the daemon being asked to open them; handle: each is opened; auto (default): zero for a user's overlay",
     ),
     value(
         "writeback",

@@ -74,35 +74,38 @@ pub(super) fn of<B: Backend>(config: &SessionConfig) -> io::Result<Facilities> {
     Ok(Facilities { splice, passthrough, unopened, writeback })
 }
 
-/// Whether files of backend `B` are used without being opened, and why. Unasked that is done where nothing can be written and the
-/// kernel does not serve files by itself: then an open has nothing to refuse, and nothing to copy up.
+/// Whether files of backend `B` are used without being opened, and why. Unasked that is done where the kernel does not serve files by
+/// itself, and where what an open would have refused can be told later, if at all.
 fn unopened<B: Backend>(config: &SessionConfig) -> io::Result<Facility> {
     let state = |mode: &str, serving, why: String| Facility { mode: mode.to_owned(), serving, why };
     let excluded = must_be_opened::<B>(config)?;
     Ok(match (config.opens, excluded) {
         (Opens::Handle, _) => state("handle", false, "turned off".to_owned()),
-        (Opens::Auto, Some(why)) => state("auto", false, why),
-        (Opens::Auto, None) if config.writable => state("auto", false, "open=zero does it".to_owned()),
-        (Opens::Auto, None) if config.writeback == Choice::On => {
-            state("auto", false, "writeback=on excludes it".to_owned())
-        }
-        (Opens::Auto, None)
-            if !creds::in_initial_user_namespace().map_err(|e| io::Error::other(e.to_string()))? =>
-        {
-            state(
-                "auto",
-                false,
-                "in a user namespace the kernel may allow what the daemon may not".to_owned(),
-            )
-        }
-        (Opens::Auto, None) if passthrough::<B>(config, false)?.serving => {
-            state("auto", false, "the kernel serves files by itself (passthrough)".to_owned())
-        }
-        (Opens::Auto, None) => state("auto", true, "nothing can be written".to_owned()),
-        (Opens::Zero, None) => state("zero", true, "asked for".to_owned()),
         (Opens::Zero, Some(why)) => {
             return Err(io::Error::other(format!("open=zero cannot be had here: {why}")));
         }
+        (Opens::Zero, None) => state("zero", true, "asked for".to_owned()),
+        (Opens::Auto, Some(why)) => state("auto", false, why),
+        (Opens::Auto, None) => match better_opened::<B>(config)? {
+            Some(why) => state("auto", false, why.to_owned()),
+            None if config.writable => state("auto", true, "nobody else changes the files".to_owned()),
+            None => state("auto", true, "nothing can be written".to_owned()),
+        },
+    })
+}
+
+/// Why files that need not be opened each time had better be.
+fn better_opened<B: Backend>(config: &SessionConfig) -> io::Result<Option<&'static str>> {
+    let known = |found: splicefs_core::Result<bool>| found.map_err(|e| io::Error::other(e.to_string()));
+    Ok(if passthrough::<B>(config, false)?.serving {
+        Some("the kernel serves files by itself (passthrough)")
+    } else if !known(creds::in_initial_user_namespace())? {
+        Some("in a user namespace the kernel may allow what the daemon may not")
+    } else if config.writable && known(creds::administers_the_machine())? {
+        // Root makes files immutable, or such that they only grow, and is to be told of it by open(2).
+        Some("open=zero does it")
+    } else {
+        None
     })
 }
 
@@ -116,9 +119,6 @@ fn must_be_opened<B: Backend>(config: &SessionConfig) -> io::Result<Option<Strin
         "passthrough=on excludes it"
     } else if config.allow_root {
         "allow_root is checked at each open"
-    } else if !overrides && config.writable {
-        // A descriptor keeps the rights that it was opened with, as of a file of mode 0444 that is being written.
-        "without CAP_DAC_OVERRIDE a file may not be opened again as it was"
     } else if !overrides && config.allow_other {
         "without CAP_DAC_OVERRIDE others may read files that the daemon may not"
     } else {
@@ -178,15 +178,12 @@ fn splice(choice: Choice) -> io::Result<Facility> {
     Ok(facility)
 }
 
-/// Why neither the kernel serves files by itself, nor writes them back later.
-const NOT_OPENED: &str = "files are used without being opened";
-
 /// Whether to have the kernel serve files by itself, as far as that can be known before it is asked. It does not serve what is
 /// used `unopened`.
 fn passthrough<B: Backend>(config: &SessionConfig, unopened: bool) -> io::Result<Facility> {
     config.passthrough.facility("passthrough", || {
         if unopened {
-            return Err(NOT_OPENED.to_owned());
+            return Err("files are used without being opened".to_owned());
         }
         if config.writeback == Choice::On {
             return Err("writeback=on excludes it".to_owned());
@@ -212,12 +209,15 @@ fn writeback<B: Backend>(
     config.writeback.facility("writeback", || {
         let why = if B::OWNERSHIP == Ownership::Shared {
             "others use the directory, too, and see what is written at once"
-        } else if unopened.serving {
-            NOT_OPENED
         } else if passthrough.serving {
             "the kernel serves files by itself (passthrough)"
         } else if config.allow_root {
             "the kernel tells times as whoever closes a file, whom allow_root refuses"
+        } else if config.writeback == Choice::Auto
+            && unopened.serving
+            && creds::administers_the_machine().map_err(|e| e.to_string())?
+        {
+            "what may not be written (`chattr +i`, `+a`) would be told when a file is closed, and not before"
         } else if config.writeback == Choice::Auto && !B::HAS_BACKING {
             "this backend counts what files take, and says at once when there is no room"
         } else {

@@ -116,6 +116,12 @@ impl Kernel for Port {
         )
     }
 
+    fn write_back(&self, id: NodeId, offset: u64) -> std::io::Result<()> {
+        let off = i64::try_from(offset).map_err(std::io::Error::other)?;
+        let out = InvalInodeOut { ino: self.root.id_of(id), off, len: 0 };
+        self.notify(flag::NOTIFY_INVAL_INODE, out.as_bytes())
+    }
+
     fn name_changed(&self, dir: NodeId, name: &Name) -> std::io::Result<()> {
         // Expired and not dropped: what is in use, a working directory even, stays what it is if it is found again.
         let namelen = u32::try_from(name.as_bytes().len()).unwrap_or(0);

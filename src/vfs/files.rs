@@ -272,9 +272,7 @@ impl<B: Backend> Vfs<B> {
     /// `ENOSYS` where some of the data may not be here yet: the kernel then takes all of every file for data.
     pub fn seek(&self, file: FileRef, offset: u64, to: SeekTo) -> Result<u64> {
         let open = self.opened(file, Use::Read)?;
-        if self.is_dirty(&open) {
-            return Err(Errno::ENOSYS.into());
-        }
+        self.fetch_written(&open, offset)?;
         self.backend.seek(&open.file, offset, to)
     }
 

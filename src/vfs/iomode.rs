@@ -415,6 +415,9 @@ mod tests {
             panic!("a mirrored file may change at any time")
         }
 
+        fn write_back(&self, _id: NodeId, _offset: u64) -> io::Result<()> {
+            Ok(())
+        }
         fn all_names_changed(&self) -> io::Result<()> {
             Ok(())
         }

@@ -41,7 +41,7 @@ pub use turns::Turn;
 use turns::Turns;
 pub use unopened::FileRef;
 use unopened::{Unopened, Use};
-use writeback::Modified;
+use writeback::{Fetching, Modified};
 pub use xattrs::{Facilities, Facility, RECONFIGURE_XATTR, Report, STATS_XATTR, Stats};
 
 /// Who may see what beyond permissions.
@@ -73,6 +73,12 @@ pub trait Kernel: Send + Sync + 'static {
     /// # Errors
     /// Those of the transport.
     fn node_changed(&self, id: NodeId) -> io::Result<()>;
+    /// Has the kernel write back what was written to the file from `offset` on, and drop its pages from there: returns when that is done.
+    /// Others must be there meanwhile to answer the WRITEs.
+    ///
+    /// # Errors
+    /// Those of the transport.
+    fn write_back(&self, id: NodeId, offset: u64) -> io::Result<()>;
     /// The name may lead elsewhere now. Not to be called while a request is being served.
     ///
     /// # Errors
@@ -170,6 +176,7 @@ pub struct Vfs<B: Backend> {
     told: Told,
     uncertain: Uncertain,
     turns: Turns,
+    fetching: Fetching,
     access: Access,
     stats: Stats,
     kernel: Arc<dyn Kernel>,
@@ -238,6 +245,7 @@ impl<B: Backend> Vfs<B> {
             told: Told::default(),
             uncertain: Uncertain::new()?,
             turns: Turns::default(),
+            fetching: Fetching::default(),
             access,
             stats,
             wakeups: Wakeups::new(kernel.clone())?,

@@ -112,8 +112,9 @@ impl<B: Backend> Vfs<B> {
         let length = used.length.change();
         let before = self.backend.getattr(&node, file)?.size;
         let mut change = *change;
-        if self.caching.unopened && file.is_none() && change.size == Some(0) && before == 0 {
-            // open(2) with O_TRUNC sets the time of an empty file, too, which is all that is left to tell it from truncate(2).
+        if self.caching.unopened && !self.caching.writeback && change.size == Some(0) && before == 0 {
+            // open(2) with O_TRUNC sets the time of an empty file, too, which is all that is left to tell it from truncate(2). With a
+            // writeback cache the kernel tells the time itself.
             change.mtime = change.mtime.or(Some(SetTime::Now));
         }
         let attr = self.change_attributes(caller, &node, file, &change)?;

@@ -37,6 +37,11 @@ impl Turns {
         turn
     }
 
+    /// How many threads have joined.
+    pub(super) fn count(&self) -> usize {
+        self.0.read().len()
+    }
+
     /// What is being answered now.
     pub(super) fn under_way(&self) -> UnderWay {
         let turns = self.0.read();

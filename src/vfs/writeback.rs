@@ -11,17 +11,20 @@
 //!   (`chattr +a`) takes no pages back but those of descriptors that are older: each write to it is asked for, too;
 //! - LSEEK comes while data that we have not seen is in the page cache (`fuse_lseek` in fs/fuse/file.c writes nothing back).
 //!   Pages are written back before a descriptor is released, so of a file that nobody has open for writing we know all.
-//!   For another one we say that we know no holes, upon which the kernel asks no more and takes all files for data;
+//!   Of another one we have the kernel write back what lies where is asked (`FUSE_NOTIFY_INVAL_INODE` does, and waits). The thread that waits is
+//!   one less to answer the WRITEs: if many do, we say that we know no holes, upon which the kernel asks no more and takes all files for data;
 //! - a page that comes back is no modification, which was when the page was written to: if the kernel's time has changed, it
 //!   tells it, before or after. So the source's time stays what it was;
 //! - how much of a page was written it does not look at: a WRITE of pages is done whole, or fails ([`Vfs::write`]).
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use splicefs_core::sys::creds;
 use splicefs_core::{
-    Attr, Backend, Caller, CreateFlags, Errno, OpenFlags, Opened, Result, SetAttr, SetTime, Timestamp,
+    Attr, Backend, Caller, CreateFlags, Errno, Identified, OpenFlags, Opened, Result, SetAttr, SetTime,
+    Timestamp,
 };
 
 use super::{OpenFile, Vfs};
@@ -31,6 +34,29 @@ use super::{OpenFile, Vfs};
 /// Lock order: before every lock of the backend.
 #[derive(Debug, Default)]
 pub(super) struct Modified(Mutex<Option<Timestamp>>);
+
+/// How many requests wait for the kernel to write back, which takes other threads that answer it.
+#[derive(Debug, Default)]
+pub(super) struct Fetching(AtomicUsize);
+
+/// One that waits.
+#[must_use]
+struct Waits<'a>(&'a AtomicUsize);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Fetching {
+    /// One more waits, if most of all `threads` are left to answer: some of them may wait for something else.
+    fn enter(&self, threads: usize) -> Option<Waits<'_>> {
+        let waits = Waits(&self.0);
+        let before = self.0.fetch_add(1, Ordering::Relaxed);
+        (before < (threads / 4).max(1) && threads > 1).then_some(waits)
+    }
+}
 
 /// The same file, for reading as well.
 fn readable(flags: OpenFlags) -> OpenFlags {
@@ -80,9 +106,21 @@ impl<B: Backend> Vfs<B> {
         Ok(!self.caching.writeback || self.backend.only_grows(&open.file)?)
     }
 
-    /// Whether the kernel may have data of the file that has not been written back.
-    pub(super) fn is_dirty(&self, open: &OpenFile<B>) -> bool {
-        self.caching.writeback && open.used.io_mode.is_written()
+    /// Whether the kernel may have data of the file that has not been written back. Of a file that it need not open nobody tells us.
+    fn is_dirty(&self, open: &OpenFile<B>) -> bool {
+        self.caching.writeback && (self.caching.unopened || open.used.io_mode.is_written())
+    }
+
+    /// Has all data of the file from `offset` on come here.
+    ///
+    /// # Errors
+    /// `ENOSYS` where too few threads are left to take it.
+    pub(super) fn fetch_written(&self, open: &OpenFile<B>, offset: u64) -> Result<()> {
+        if !self.is_dirty(open) {
+            return Ok(());
+        }
+        let _fetching = self.fetching.enter(self.turns.count()).ok_or(Errno::ENOSYS)?;
+        Ok(self.kernel.write_back(open.node.id(), offset)?)
     }
 
     /// Changes attributes in the source.

@@ -20,8 +20,9 @@ const SIZE: usize = 1 << 20;
 /// What another process writes, and where.
 const WRITTEN: std::ops::Range<usize> = 65536..131_072;
 /// The read paths; the kernel has but one.
-const WAYS: [&str; 6] = [
+const WAYS: [&str; 7] = [
     "open=zero",
+    "open=zero,writeback=on",
     "open=zero,splice=off",
     "passthrough=on",
     "open=handle,passthrough=off",

@@ -96,8 +96,8 @@ impl Comparison {
     fn explained(self) -> Explained {
         match self.with {
             Engine::Kernel => Explained::OfKernelOverlay,
-            Engine::Splicefs if self.own.contains("open=zero") => Explained::OfUnopenedOverlay,
             Engine::Splicefs if self.own.contains("writeback=on") => Explained::OfWrittenBackOverlay,
+            Engine::Splicefs if self.own.contains("open=zero") => Explained::OfUnopenedOverlay,
             Engine::Splicefs => Explained::OfOverlay,
         }
     }

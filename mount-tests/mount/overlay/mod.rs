@@ -122,6 +122,11 @@ fn overlay_agrees_with_the_kernels_without_opening() {
     agrees(INDEXED, "open=zero", Ground::Tmpfs, 2);
 }
 
+#[test]
+fn overlay_agrees_with_the_kernels_without_opening_when_written_back_later() {
+    agrees(INDEXED, "open=zero,writeback=on", Ground::Tmpfs, 2);
+}
+
 /// The kernel keeps what is written, and its times.
 #[test]
 fn overlay_agrees_with_the_kernels_when_written_back_later() {

@@ -106,7 +106,7 @@ pub(super) const SPECS: &[Spec] = &[
         "prefetch",
         "SIZE",
         |o, v| set(&mut o.overlay.prefetch, values::size(v)),
-        "files of lower layers up to this size come with the reply to their open, without being asked for (default: 32K); 0 for none",
+        "where files are opened (open=handle), those of lower layers up to this size come with the reply to that, without being asked for (default: 32K); 0 for none",
     )),
     overlay(flag(
         "static_nlink",
