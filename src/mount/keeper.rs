@@ -74,8 +74,14 @@ pub fn keep() {
 /// The fields, NUL after each; no field can hold one.
 fn encode(point: &MountPoint, entry: &mountinfo::Entry) -> Vec<u8> {
     let id = entry.id.to_string();
-    let fields =
-        [point.path.as_os_str().as_bytes(), id.as_bytes(), entry.device.as_bytes(), entry.fs_type.as_bytes()];
+    let unique = point.unique.map_or_else(String::new, |unique| unique.to_string());
+    let fields = [
+        point.path.as_os_str().as_bytes(),
+        id.as_bytes(),
+        entry.device.as_bytes(),
+        entry.fs_type.as_bytes(),
+        unique.as_bytes(),
+    ];
     fields.iter().flat_map(|field| field.iter().copied().chain([0])).collect()
 }
 
@@ -84,7 +90,7 @@ fn decode(told: &[u8]) -> Option<MountPoint> {
     let mut fields = told.strip_suffix(&[0])?.split(|&byte| byte == 0);
     let path = PathBuf::from(OsString::from_vec(fields.next()?.to_vec()));
     let mut text = || String::from_utf8(fields.next()?.to_vec()).ok();
-    let (id, device, fs_type) = (text()?.parse().ok()?, text()?, text()?);
+    let (id, device, fs_type, unique) = (text()?.parse().ok()?, text()?, text()?, text()?.parse().ok());
     let identity = mountinfo::Entry {
         id,
         parent: 0,
@@ -93,7 +99,7 @@ fn decode(told: &[u8]) -> Option<MountPoint> {
         fs_type,
         source: OsString::new(),
     };
-    Some(MountPoint { path, entry: Some(identity) })
+    Some(MountPoint { path, entry: Some(identity), unique })
 }
 
 #[cfg(test)]
@@ -104,14 +110,16 @@ mod tests {
     fn the_keeper_understands_the_daemon() {
         let table = b"36 27 0:40 / /mnt/\xff,x rw - fuse.splicefs /src rw\n";
         let entry = mountinfo::parse(table).pop().expect("one mount");
-        let point = MountPoint { path: entry.mount_point.clone(), entry: Some(entry.clone()) };
-        let told = encode(&point, &entry);
-        let heard = decode(&told).expect("the whole message");
-        assert_eq!(heard.path, point.path);
-        assert!(entry.is_same_mount(&heard.entry.expect("an identity")));
-        for end in 0..told.len() {
-            // A message cut between fields lacks some, cut within one it lacks its end.
-            assert!(decode(&told[..end]).is_none(), "{end}");
+        for unique in [None, Some(4_294_967_399)] {
+            let point = MountPoint { path: entry.mount_point.clone(), entry: Some(entry.clone()), unique };
+            let told = encode(&point, &entry);
+            let heard = decode(&told).expect("the whole message");
+            assert_eq!((&heard.path, heard.unique), (&point.path, unique));
+            assert!(entry.is_same_mount(&heard.entry.expect("an identity")));
+            for end in 0..told.len() {
+                // A message cut between fields lacks some, cut within one it lacks its end.
+                assert!(decode(&told[..end]).is_none(), "{end}");
+            }
         }
     }
 }

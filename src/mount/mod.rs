@@ -20,6 +20,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::io::Errno;
 
 use crate::failure::Failure;
@@ -35,6 +36,15 @@ pub struct MountPoint {
     path: PathBuf,
     /// The mount's own line of /proc/self/mountinfo, when that could be read.
     entry: Option<mountinfo::Entry>,
+    /// Its number that no other mount ever has, where the kernel tells (since Linux 6.8).
+    unique: Option<u64>,
+}
+
+/// The number of what is mounted on `path` that no other mount ever has (statx(2)). Nobody is asked for attributes.
+fn unique_id(path: &Path) -> Option<u64> {
+    let wanted = StatxFlags::from_bits_retain(libc::STATX_MNT_ID_UNIQUE);
+    let st = statx(CWD, path, AtFlags::STATX_DONT_SYNC, wanted).ok()?;
+    (st.stx_mask & libc::STATX_MNT_ID_UNIQUE != 0).then_some(st.stx_mnt_id)
 }
 
 impl MountPoint {
@@ -47,7 +57,8 @@ impl MountPoint {
                 None
             }
         };
-        Self { path: path.to_owned(), entry }
+        let unique = entry.as_ref().and_then(|_| unique_id(path));
+        Self { path: path.to_owned(), entry, unique }
     }
 
     /// The directory mounted on, as it was called then.
@@ -89,8 +100,13 @@ impl MountPoint {
         }
     }
 
-    /// Unmounts this mount after the end of its daemon. By then it may be gone, and a new one may stand in its place
-    /// with the same numbers, which the kernel gives out again at once: so only a dead one is touched.
+    /// Whether it is another mount that stands on `path`, though with the same numbers, which the kernel gives out again at once.
+    fn is_another(&self, path: &Path) -> bool {
+        self.unique.zip(unique_id(path)).is_some_and(|(ours, now)| ours != now)
+    }
+
+    /// Unmounts this mount after the end of its daemon. By then it may be gone, and a new one may stand in its place: so only a
+    /// dead one is touched, and not another's where the kernel tells them apart.
     ///
     /// # Errors
     /// [`Trouble::NotMounted`] when it is gone, or what stands there is alive.
@@ -99,6 +115,7 @@ impl MountPoint {
             match self.state() {
                 State::Gone => return Err(Trouble::NotMounted),
                 State::Covered(_) => return Err(Trouble::Covered),
+                State::Stands(path) if self.is_another(&path) => return Err(Trouble::NotMounted),
                 State::Stands(path) if is_dead(&path) => return unmount(&path, How::Lazily),
                 State::Stands(_) => thread::sleep(Duration::from_millis(wait)),
             }

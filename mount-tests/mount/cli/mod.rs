@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 use crate::harness::{
     Mount, Need, command, entry_at, is_mounted, ready, scratch, splicefs_binary, until, until_dead,
+    until_stopped,
 };
 
 const NEEDS: [Need; 3] = [Need::Fuse, Need::Root, Need::Splicefs];
@@ -244,6 +245,31 @@ fn a_killed_daemons_mount_is_cleaned_up() {
     assert_success(&place.unmount());
     assert!(!is_mounted(&place.point()));
     assert_success(&place.mount(&[]));
+    assert_success(&place.unmount());
+}
+
+/// A daemon that learns late that its mount is gone finds another in its place, of the same numbers and without a daemon.
+#[test]
+fn regression_a_dead_mount_is_left_to_whom_it_belongs() {
+    let Some(place) = Place::new() else { return };
+    let point = place.point();
+    assert_success(&place.mount(&[]));
+    let late = place.daemons();
+    for pid in &late {
+        kill_process(*pid, Signal::STOP).expect("stop");
+        until_stopped(pid.as_raw_nonzero().get().cast_unsigned());
+    }
+    umount2(&point, MntFlags::MNT_DETACH).expect("umount");
+    assert_success(&place.mount(&[]));
+    for pid in place.daemons().into_iter().filter(|pid| !late.contains(pid)) {
+        kill_process(pid, Signal::KILL).expect("kill");
+    }
+    until_dead(&point);
+    for pid in late {
+        kill_process(pid, Signal::CONT).expect("continue");
+    }
+    until("the daemons to be gone", || place.daemons().is_empty());
+    assert!(is_mounted(&point), "the dead mount of one daemon was unmounted by another");
     assert_success(&place.unmount());
 }
 
