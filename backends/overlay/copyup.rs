@@ -281,7 +281,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             let before = upper.layer.getattr(&dir, None)?;
             let in_index = self.put_in_index(upper, node, prepared)?;
             let named = match &prepared.temp {
-                Some(temp) if !in_index => Self::name_copy(upper, prepared, temp, (&dir, &name)),
+                Some(temp) if !in_index => upper.show(temp, &dir, &name),
                 _ => upper.layer.link(&prepared.node, &dir, &name).map(drop),
             };
             if let Err(e) = named {
@@ -300,26 +300,6 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             return Ok(());
         }
         Err(Error::fault(Errno::EBUSY, "a file was renamed too often while it was copied up"))
-    }
-
-    /// Shows the copy that is called `temp` in the work directory.
-    fn name_copy(
-        upper: &Changes<U>,
-        prepared: &Prepared<U>,
-        temp: &Name,
-        (dir, name): (&Arc<U::Node>, &Name),
-    ) -> Result<()> {
-        let shown = upper.show(temp, dir, name);
-        if !shown.as_ref().is_err_and(|e| e.errno() == Errno::EACCES) {
-            return shown;
-        }
-        // To give a directory another parent takes the right to write it (`vfs_rename` in fs/namei.c).
-        let to = (&upper.layer, &prepared.node, prepared.file.as_ref());
-        let attr = upper.layer.getattr(&prepared.node, None)?;
-        let writable = SetAttr { mode: Some(attr.mode & 0o7777 | 0o200), ..SetAttr::default() };
-        upper.layer.setattr(&Caller::DAEMON, &prepared.node, to.2, &writable)?;
-        upper.show(temp, dir, name)?;
-        attributes::set_mode_and_times(to, &attr)
     }
 
     /// The counterpart is where it belongs, with `own` names if it is in the index.

@@ -201,17 +201,13 @@ impl Tree {
     /// What is known by `name` and would lose it.
     fn victim(&self, parent: &Arc<Node>, name: &Name, dir: &OwnedFd) -> Option<Victim> {
         let (node, st) = self.known(dir, name)?;
+        let has_others = st.stx_nlink > 1 && !FileType::from_raw_mode(u32::from(st.stx_mode)).is_dir();
         if !node.is_at(parent, name) {
-            return None;
+            return Some(Victim { node, fd: None, has_others });
         }
-        let keeps_other_names = st.stx_nlink > 1 && !FileType::from_raw_mode(u32::from(st.stx_mode)).is_dir();
-        match self.descriptor(&node) {
-            Ok(fd) => Some(Victim { node, fd, keeps_other_names }),
-            Err(e) => {
-                log::debug!("a file to be removed cannot be held open: {e}");
-                None
-            }
-        }
+        let fd = self.descriptor(&node);
+        let fd = fd.inspect_err(|e| log::debug!("a file to be removed cannot be held open: {e}")).ok()?;
+        Some(Victim { node, fd: Some(fd), has_others })
     }
 
     pub(crate) fn rename(
@@ -245,27 +241,25 @@ impl Tree {
             victim.detach(to.0, to.1);
         }
         if let Some((moved, _)) = moved {
-            self.settle(&moved, to.0, to.1);
+            self.moved(&moved, from, to);
         }
         if let Some((back, _)) = back {
-            self.settle(&back, from.0, from.1);
+            self.moved(&back, to, from);
         }
         Ok(())
     }
 }
 
-/// A node about to lose the name it is known by, with a descriptor that outlives the name.
+/// A node about to lose a name, with a descriptor that outlives the name by which it was found last.
 struct Victim {
     node: Arc<Node>,
-    fd: Arc<OwnedFd>,
-    keeps_other_names: bool,
+    fd: Option<Arc<OwnedFd>>,
+    has_others: bool,
 }
 
 impl Victim {
-    /// The name is gone: the descriptor is the way to the node from now on.
+    /// The name is gone: another one, or the descriptor, is the way to the node from now on.
     fn detach(self, parent: &Arc<Node>, name: &Name) {
-        if self.node.is_at(parent, name) {
-            self.node.set_place(if self.keeps_other_names { Place::Lost } else { Place::Pinned(self.fd) });
-        }
+        self.node.lost_name(parent, name, self.fd, self.has_others);
     }
 }

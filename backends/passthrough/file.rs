@@ -17,6 +17,7 @@ use splicefs_core::{
 };
 
 use crate::fsclass::FsClass;
+use crate::lend::lends;
 use crate::node::{Node, Place};
 use crate::stat;
 use crate::tree::{Tree, open_beneath, stale_if_gone};
@@ -114,7 +115,9 @@ impl Tree {
         let reopen = |flags| self.nodes.descriptors.with_room(|| sys::reopen(&path, flags));
         match reopen(flags) {
             // Someone holds a lease, which is waited for; a regular file holds no one for another reason.
-            Err(e) if e.errno() == Errno::EAGAIN && node.identity().kind() == FileKind::Regular => {
+            Err(e)
+                if e.errno() == Errno::EAGAIN && node.identity().kind() == FileKind::Regular && !lends() =>
+            {
                 reopen(flags - OFlags::NONBLOCK)
             }
             other => other,
@@ -138,8 +141,12 @@ impl Tree {
     ) -> Result<Opened<File>> {
         let contents = self.contents(node, &fd, flags)?;
         let direct = if flags.has(libc::O_DIRECT) && contents == Contents::Pages {
-            let flags = passed_on(flags, false) | OFlags::DIRECT;
-            Some(self.nodes.descriptors.with_room(|| sys::reopen(&fd, flags - OFlags::NOATIME))?)
+            let flags = (passed_on(flags, false) | OFlags::DIRECT) - OFlags::NOATIME;
+            match self.nodes.descriptors.with_room(|| sys::reopen(&fd, flags)) {
+                // A file that was created with a mode which lets nobody open it again: it does without.
+                Err(e) if e.errno() == Errno::EACCES => None,
+                direct => Some(direct?),
+            }
         } else {
             None
         };

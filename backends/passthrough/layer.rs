@@ -32,6 +32,9 @@ pub struct LayerOptions {
     /// then the kernel refuses what this code might forget to. File systems mounted inside the layer are not in the
     /// clone; without that right they are seen, as below any mirrored directory.
     pub read_only: bool,
+    /// The daemon may change the mode of what is its own for a moment, where it may not do what the kernel has allowed. Never of a read-only
+    /// layer.
+    pub lends: bool,
 }
 
 /// The layers of one overlay: they share the bound on descriptors, and no two nodes of theirs have one id.
@@ -92,7 +95,7 @@ impl LayerSet {
         let held = Held { sealed: is_sealed, ..Held::default() };
         let noatime = options.noatime || options.read_only;
         let read_only = options.read_only;
-        Ok(Passthrough { tree, noatime, read_only, lends: !read_only, held, deaf: None })
+        Ok(Passthrough { tree, noatime, read_only, lends: options.lends && !read_only, held, deaf: None })
     }
 }
 

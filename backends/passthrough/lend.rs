@@ -15,6 +15,8 @@
 use std::cell::Cell;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
 use rustix::fs::{AtFlags, CWD, Mode, chmodat};
@@ -34,6 +36,11 @@ const USES_DIRECTORY: u32 = 0o700;
 /// Setuid and setgid.
 const SPECIAL: u32 = 0o6000;
 const SETGID: u32 = 0o2000;
+/// Who may write beside the owner.
+const WRITTEN_BY_OTHERS: u32 = 0o022;
+/// So long, and so often, an open waits for a lease to be given back (fcntl(2): 45 seconds, unless somebody has set another time).
+const LEASE_WAIT: Duration = Duration::from_millis(20);
+const LEASE_WAITS: usize = 3000;
 
 thread_local! {
     /// The calling thread has lent itself rights.
@@ -45,6 +52,11 @@ impl Nodes {
     pub(crate) fn true_modes(&self) -> Option<RwLockReadGuard<'_, ()>> {
         (!LENDS.get()).then(|| self.modes.read())
     }
+}
+
+/// Whether the calling thread has lent itself rights, and so is to wait for nothing.
+pub(crate) fn lends() -> bool {
+    LENDS.get()
 }
 
 /// As long as it lives, the calling thread has rights lent; then all modes are as before.
@@ -78,11 +90,11 @@ impl<'a> Lent<'a> {
         if mode & rights == rights || st.stx_uid != geteuid().as_raw() {
             return Ok(());
         }
-        // chmod(2) takes the setgid bit from who is not in the group, and whoever writes a file clears both.
+        // chmod(2) takes the setgid bit from who is not in the group. And others who write a file just then clear both bits, which must not
+        // come back.
         let is_directory = u32::from(st.stx_mode) & libc::S_IFMT == libc::S_IFDIR;
-        let lasts =
-            mode & SPECIAL == 0 || (is_directory && (mode & SETGID == 0 || is_own_group(st.stx_gid)?));
-        if !lasts {
+        let is_safe = is_directory || mode & SPECIAL == 0 || mode & WRITTEN_BY_OTHERS == 0;
+        if !is_safe || (mode & SETGID != 0 && !is_own_group(st.stx_gid)?) {
             return Err(Errno::EACCES.into());
         }
         set_mode(&fd, mode | rights)?;
@@ -91,10 +103,17 @@ impl<'a> Lent<'a> {
     }
 }
 
+/// The mode that was `before`, without what a write has cleared meanwhile.
+fn restore(fd: &OwnedFd, before: u32) -> Result<()> {
+    let special =
+        if before & SPECIAL == 0 { 0 } else { before & u32::from(stat::of_fd(fd)?.stx_mode) & SPECIAL };
+    set_mode(fd, before & !SPECIAL | special)
+}
+
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
         for (fd, mode) in self.before.iter().rev() {
-            if let Err(e) = set_mode(fd, *mode) {
+            if let Err(e) = restore(fd, *mode) {
                 log::error!(
                     "the mode of a file or directory of the upper layer stays too wide, {mode:o} was refused: {e}"
                 );
@@ -112,9 +131,14 @@ impl Tree {
     fn lend(&self, nodes: &[Arc<Node>]) -> Result<Lent<'_>> {
         let mut lent = Lent::new(&self.nodes);
         for node in nodes {
+            let directories = directories_to(node);
+            // A file that is a lower layer's, too, may have been found there.
+            if !self.has_root(directories.last().unwrap_or(node)) {
+                return Err(Errno::EACCES.into());
+            }
             if node.descriptor_at_hand().is_none() {
-                for directory in directories_to(node).into_iter().rev() {
-                    lent.add(self.descriptor(&directory)?, SEARCHES)?;
+                for directory in directories.iter().rev() {
+                    lent.add(self.descriptor(directory)?, SEARCHES)?;
                 }
             }
             let is_directory = node.identity().kind() == FileKind::Directory;
@@ -146,7 +170,8 @@ pub(crate) fn directory_of(node: &Node) -> Option<Arc<Node>> {
 }
 
 impl Passthrough {
-    /// Does `what`, which the kernel has allowed: if the daemon may not, then with the right to use `nodes`, where they are its own.
+    /// Does `what`, which the kernel has allowed: if the daemon may not, then with the right to use `nodes`, where they are its own. An open that
+    /// finds a lease is tried again until it is given back: nobody else can look at anything while rights are lent.
     pub(crate) fn allowed<T>(
         &self,
         nodes: impl FnOnce() -> Vec<Arc<Node>>,
@@ -154,8 +179,20 @@ impl Passthrough {
     ) -> Result<T> {
         match what() {
             Err(e) if e.errno() == Errno::EACCES && self.lends && !LENDS.get() => {
-                let lent = self.tree.lend(&nodes())?;
-                if lent.before.is_empty() { Err(e) } else { what() }
+                let nodes = nodes();
+                for _ in 0..LEASE_WAITS {
+                    let lent = self.tree.lend(&nodes)?;
+                    if lent.before.is_empty() {
+                        return Err(e);
+                    }
+                    match what() {
+                        Err(e) if e.errno() == Errno::EAGAIN => {}
+                        done => return done,
+                    }
+                    drop(lent);
+                    thread::sleep(LEASE_WAIT);
+                }
+                Err(Errno::EAGAIN.into())
             }
             done => done,
         }

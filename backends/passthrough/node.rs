@@ -20,24 +20,57 @@ pub(crate) enum Place {
     /// Nowhere by name: files removed while in use, or made without a name. The descriptor stays open as long as the
     /// node.
     Pinned(Arc<OwnedFd>),
+    /// Under names that are not known, after those that were are gone. The descriptor stays open until the file is found by another.
+    Held(Arc<OwnedFd>),
     /// Where something begins: the root of a layer, or what the mount covers. Whatever other way leads to it, in another
     /// layer perhaps, it stays one; the descriptor stays open as long as the node.
     Root(Arc<OwnedFd>),
-    /// Under a name that is not known: the one it was found by is gone and others are left. The kernel looks the file
-    /// up again when told `ESTALE`.
+    /// Nobody knows. The kernel looks the file up again when told `ESTALE`, if it opens it.
     Lost,
 }
 
 #[derive(Debug)]
 struct Whereabouts {
     place: Place,
-    /// Descriptors of open files, which lead to the node as long as they are open.
-    open: Option<Box<OpenFiles>>,
+    other: Option<Box<OtherWays>>,
 }
 
-/// At least one descriptor, not closed when last looked at. Few nodes have any.
-#[derive(Debug)]
-struct OpenFiles(Vec<Weak<OwnedFd>>);
+/// A name in a directory.
+type Link = (Arc<Node>, Name);
+
+/// Further ways to a node. Few nodes have any.
+#[derive(Debug, Default)]
+struct OtherWays {
+    /// Descriptors of open files, which lead to the node as long as they are open: not closed when last looked at.
+    open: Vec<Weak<OwnedFd>>,
+    /// Names that the file was found by before it was by its place, and has beside it.
+    names: Vec<Link>,
+}
+
+/// So many other names of a file are remembered.
+const MOST_NAMES: usize = 64;
+
+impl Whereabouts {
+    fn is_at(&self, parent: &Arc<Node>, name: &Name) -> bool {
+        matches!(&self.place, Place::At(p, n) if Arc::ptr_eq(p, parent) && n == name)
+    }
+
+    fn names(&mut self) -> Option<&mut Vec<Link>> {
+        self.other.as_mut().map(|other| &mut other.names)
+    }
+
+    /// Forgets another name than that of the place, if it is one.
+    fn forget_name(&mut self, parent: &Arc<Node>, name: &Name) -> Option<Link> {
+        let names = self.names()?;
+        let at = names.iter().position(|(p, n)| Arc::ptr_eq(p, parent) && n == name)?;
+        Some(names.swap_remove(at))
+    }
+
+    /// Takes a name that is not that of the place.
+    fn take_name(&mut self) -> Option<Place> {
+        self.names()?.pop().map(|(parent, name)| Place::At(parent, name))
+    }
+}
 
 /// A file, directory or other object of the source.
 ///
@@ -89,14 +122,91 @@ impl Node {
         self.left(&old);
     }
 
+    /// The node is found under `name` in `parent` from now on, and has `links` names: those that it was found by before stay known.
+    pub(crate) fn found_at(&self, parent: &Arc<Self>, name: &Name, links: u32) {
+        let new = Place::At(parent.clone(), name.clone());
+        // What is dropped, perhaps the last reference to a directory, is dropped after the lock.
+        let (old, _forgotten) = {
+            let mut whereabouts = self.whereabouts.lock();
+            if matches!(whereabouts.place, Place::Root(_)) {
+                return;
+            }
+            let mut forgotten: Vec<_> = whereabouts.forget_name(parent, name).into_iter().collect();
+            let old = std::mem::replace(&mut whereabouts.place, new);
+            if let (Place::At(parent, name), true) = (&old, links > 1) {
+                let names = &mut whereabouts.other.get_or_insert_default().names;
+                if names.len() < MOST_NAMES {
+                    names.push((parent.clone(), name.clone()));
+                }
+            } else if let Some(names) = whereabouts.names() {
+                forgotten.append(names);
+            }
+            (old, forgotten)
+        };
+        self.left(&old);
+    }
+
+    /// The name is gone, and the file `has_others`. `fd` is a descriptor of it, of one that was found there last.
+    pub(crate) fn lost_name(
+        &self,
+        parent: &Arc<Self>,
+        name: &Name,
+        fd: Option<Arc<OwnedFd>>,
+        has_others: bool,
+    ) {
+        let (old, _forgotten) = {
+            let mut whereabouts = self.whereabouts.lock();
+            let forgotten = whereabouts.forget_name(parent, name);
+            if !whereabouts.is_at(parent, name) {
+                return;
+            }
+            let new = if has_others {
+                whereabouts.take_name().or(fd.map(Place::Held))
+            } else {
+                fd.map(Place::Pinned)
+            };
+            (std::mem::replace(&mut whereabouts.place, new.unwrap_or(Place::Lost)), forgotten)
+        };
+        self.left(&old);
+    }
+
+    /// The name `from` is `to` now.
+    pub(crate) fn renamed(&self, from: (&Arc<Self>, &Name), to: (&Arc<Self>, &Name)) {
+        let new = (to.0.clone(), to.1.clone());
+        let (old, _forgotten) = {
+            let mut whereabouts = self.whereabouts.lock();
+            let forgotten = [from, to].map(|(parent, name)| whereabouts.forget_name(parent, name));
+            match &whereabouts.place {
+                Place::Root(_) => return,
+                Place::At(..) if !whereabouts.is_at(from.0, from.1) => {
+                    whereabouts.other.get_or_insert_default().names.push(new);
+                    return;
+                }
+                _ => (std::mem::replace(&mut whereabouts.place, Place::At(new.0, new.1)), forgotten),
+            }
+        };
+        self.left(&old);
+    }
+
+    /// The file is no longer where it was found last: it is looked for by another name, if one is known.
+    pub(crate) fn turn_to_another_name(&self) -> bool {
+        let old = {
+            let mut whereabouts = self.whereabouts.lock();
+            let Some(another) = whereabouts.take_name() else { return false };
+            std::mem::replace(&mut whereabouts.place, another)
+        };
+        self.left(&old);
+        true
+    }
+
     /// Whether the node's last name is gone.
     pub(crate) fn is_removed(&self) -> bool {
         matches!(self.whereabouts.lock().place, Place::Pinned(_))
     }
 
-    /// Whether the node is known under this very name.
+    /// Whether the node was found under this very name last.
     pub(crate) fn is_at(&self, parent: &Arc<Self>, name: &Name) -> bool {
-        matches!(&self.whereabouts.lock().place, Place::At(p, n) if Arc::ptr_eq(p, parent) && n == name)
+        self.whereabouts.lock().is_at(parent, name)
     }
 
     /// A descriptor that needs no opening: pinned, cached, or that of an open file.
@@ -106,17 +216,17 @@ impl Node {
         }
         let whereabouts = self.whereabouts.lock();
         match &whereabouts.place {
-            Place::Pinned(fd) | Place::Root(fd) => Some(fd.clone()),
-            _ => whereabouts.open.as_ref()?.0.iter().find_map(Weak::upgrade),
+            Place::Pinned(fd) | Place::Held(fd) | Place::Root(fd) => Some(fd.clone()),
+            _ => whereabouts.other.as_ref()?.open.iter().find_map(Weak::upgrade),
         }
     }
 
     /// An open file's descriptor leads to the node from now on, until it is closed.
     pub(crate) fn opened(&self, fd: &Arc<OwnedFd>) {
         let mut whereabouts = self.whereabouts.lock();
-        let open = whereabouts.open.get_or_insert_with(|| Box::new(OpenFiles(Vec::new())));
-        open.0.retain(|open| open.strong_count() > 0);
-        open.0.push(Arc::downgrade(fd));
+        let open = &mut whereabouts.other.get_or_insert_default().open;
+        open.retain(|open| open.strong_count() > 0);
+        open.push(Arc::downgrade(fd));
     }
 }
 
@@ -182,7 +292,7 @@ impl Nodes {
         let make = || Node {
             id: NodeId(self.next.fetch_add(1, Ordering::Relaxed)),
             identity,
-            whereabouts: Mutex::new(Whereabouts { place: place(), open: None }),
+            whereabouts: Mutex::new(Whereabouts { place: place(), other: None }),
             nodes: self.clone(),
         };
         self.living.intern(&identity, |node| node.identity == identity, make)

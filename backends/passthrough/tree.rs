@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Statx, openat, openat2};
 use splicefs_core::{Attr, Entry, Errno, Error, FileKind, Identified, Name, Result, sys};
@@ -31,6 +31,8 @@ pub(crate) struct Covered {
 pub(crate) struct Tree {
     pub(crate) nodes: Arc<Nodes>,
     root: Arc<Node>,
+    /// A second root ([`Tree::adopt`]).
+    adopted: OnceLock<Arc<Node>>,
     root_fd: Arc<OwnedFd>,
     root_dev: u64,
     covered: Option<Arc<Covered>>,
@@ -77,6 +79,7 @@ impl Tree {
         Ok(Arc::new(Self {
             nodes,
             root,
+            adopted: OnceLock::new(),
             root_fd: fd,
             root_dev: stat::device(&st),
             covered,
@@ -95,7 +98,17 @@ impl Tree {
         if identity.file_system() != self.root.identity().file_system() {
             return Err(Errno::EXDEV.into());
         }
-        Ok(self.nodes.intern_root(identity, &fd))
+        let root = self.nodes.intern_root(identity, &fd);
+        self.adopted.get_or_init(|| root.clone());
+        Ok(root)
+    }
+
+    /// Whether `node` is where this tree begins, or nowhere by name.
+    pub(crate) fn has_root(&self, node: &Arc<Node>) -> bool {
+        let is = |root: &Arc<Node>| Arc::ptr_eq(root, node);
+        is(&self.root)
+            || self.adopted.get().is_some_and(is)
+            || matches!(node.place(), Place::Pinned(_) | Place::Held(_))
     }
 
     /// The device number of the file system that holds the root.
@@ -147,7 +160,7 @@ impl Tree {
             .classes
             .identity(&st, || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty()))?;
         let node = self.nodes.intern(identity, || Place::At(parent.clone(), name.clone()));
-        self.settle(&node, parent, name);
+        self.settle(&node, parent, name, st.stx_nlink);
         let st = self.heed((parent, name, dir), &node, st, begun)?;
         Ok(Entry { attr: self.attr(&st), node })
     }
@@ -204,8 +217,8 @@ impl Tree {
             .ok()
     }
 
-    /// Remembers that `node` was found under `name` in `parent`.
-    pub(crate) fn settle(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name) {
+    /// Remembers that `node`, which has `links` names, was found under `name` in `parent`.
+    fn settle(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name, links: u32) {
         if node.is_at(parent, name) {
             return;
         }
@@ -213,12 +226,23 @@ impl Tree {
             // What this found is from before the removal.
             return;
         }
-        if node.identity().kind() == FileKind::Directory && self.is_ancestor(node, parent) {
+        if node.identity().kind() != FileKind::Directory {
+            node.found_at(parent, name, links);
+        } else if self.is_ancestor(node, parent) {
             // The source was rearranged underneath: by what is remembered the directory would contain itself.
             node.set_place(Place::Lost);
-            return;
+        } else {
+            node.set_place(Place::At(parent.clone(), name.clone()));
         }
-        node.set_place(Place::At(parent.clone(), name.clone()));
+    }
+
+    /// Remembers that what was `from` is `to` now.
+    pub(crate) fn moved(&self, node: &Arc<Node>, from: (&Arc<Node>, &Name), to: (&Arc<Node>, &Name)) {
+        if node.identity().kind() == FileKind::Directory {
+            self.settle(node, to.0, to.1, 1);
+        } else if !node.is_removed() {
+            node.renamed(from, to);
+        }
     }
 
     fn is_ancestor(&self, node: &Arc<Node>, of: &Arc<Node>) -> bool {
@@ -240,6 +264,15 @@ impl Tree {
     /// # Errors
     /// `ESTALE` where the source no longer has the node's file under the name it was found by.
     pub(crate) fn descriptor(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
+        loop {
+            match self.descriptor_by_place(node) {
+                Err(e) if e.errno() == Errno::ESTALE && node.turn_to_another_name() => {}
+                found => return found,
+            }
+        }
+    }
+
+    fn descriptor_by_place(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
         if let Some(fd) = node.descriptor_at_hand() {
             return Ok(fd);
         }

@@ -17,6 +17,7 @@ use crate::tree::{Tree, path_of};
 impl Tree {
     pub(crate) fn get_xattr(&self, node: &Arc<Node>, name: &CStr, limit: usize) -> Result<Vec<u8>> {
         let fd = self.descriptor(node)?;
+        let _modes = self.nodes.true_modes();
         let mut value = Vec::with_capacity(limit);
         getxattr(path_of(&fd), name, spare_capacity(&mut value))?;
         Ok(value)

@@ -8,8 +8,8 @@ use std::path::Path;
 use rustix::fs::OFlags;
 
 use crate::harness::{
-    Identity, Need, Stats, as_caller, command, fill, first_difference, ready, scratch, shell,
-    splicefs_binary, unprivileged_user,
+    Identity, Need, Stats, as_caller, command, drop_file_cache, fill, first_difference, ready, scratch,
+    shell, splicefs_binary, unprivileged_user,
 };
 use crate::overlay::{Layers, Overlay};
 use crate::posix::script::open;
@@ -283,4 +283,70 @@ fn regression_a_file_made_immutable_is_written_no_more() {
     shell("chattr -a \"$1\"", &path);
     open(&path, OFlags::WRONLY, 0).expect("open").write_all_at(b"ONE", 0).expect("write");
     assert_eq!(fs::read(&path).expect("read"), b"ONEtwo");
+}
+
+/// So many files are used that the daemon has closed every other.
+fn use_many_files(mount: &Overlay) {
+    for number in 0..400 {
+        let path = mount.at(format!("many-{number}"));
+        fs::write(&path, fill(number, 100)).expect("write");
+        drop_file_cache(File::open(&path).expect("open"));
+        assert_eq!(first_difference(&fs::read(&path).expect("read"), number), None);
+    }
+}
+
+/// A file that loses one of its names is found by another, or held open if that is not known: nobody opens it, and so nobody looks it up
+/// again.
+#[test]
+fn regression_a_file_is_used_on_after_one_of_its_names_is_gone() {
+    if !can_run() {
+        return;
+    }
+    for own in ["open=zero", "open=zero,writeback=on", "open=handle"] {
+        let layers = Layers::simple().descriptor_limit(256);
+        for name in ["lower-1", "upper-1"] {
+            let layer = if name == "lower-1" { layers.lower() } else { layers.upper() };
+            fs::write(layer.join(name), fill(0, 5000)).expect("write");
+            fs::hard_link(layer.join(name), layer.join(name.replace('1', "2"))).expect("link");
+        }
+        let mount = layers.mount_with(own);
+        let at = |name: &str| mount.at(name);
+        let whole = |file: &File| {
+            drop_file_cache(file);
+            let mut seen = vec![0; 6000];
+            let length = file.read_at(&mut seen, 0).unwrap_or_else(|e| panic!("reading with {own}: {e}"));
+            seen.truncate(length);
+            seen
+        };
+        // As mail is delivered, and objects are stored.
+        fs::write(at("new"), fill(0, 5000)).expect("write");
+        fs::hard_link(at("new"), at("stored")).expect("link");
+        fs::remove_file(at("new")).expect("unlink");
+        let written = open(&at("written"), OFlags::CREATE | OFlags::RDWR, 0o644).expect("create");
+        written.write_all_at(&fill(0, 1000), 0).expect("write");
+        written.sync_all().expect("fsync");
+        fs::hard_link(at("written"), at("written-2")).expect("link");
+        fs::remove_file(at("written")).expect("unlink");
+        let open_files = ["lower-1", "upper-1"].map(|name| open(&at(name), OFlags::RDWR, 0).expect("open"));
+        // Its other names have not been seen.
+        for name in ["lower-1", "upper-1"] {
+            fs::write(at("over"), "over").expect("write");
+            fs::rename(at("over"), at(name)).expect("rename");
+        }
+        use_many_files(&mount);
+        let stored = File::open(at("stored")).expect("open");
+        assert_eq!((whole(&stored).len(), first_difference(&whole(&stored), 0)), (5000, None), "{own}");
+        written.write_all_at(&fill(1000, 1000), 1000).expect("write");
+        written.sync_all().unwrap_or_else(|e| panic!("fsync with {own}: {e}"));
+        for file in &open_files {
+            assert_eq!((whole(file).len(), first_difference(&whole(file), 0)), (5000, None), "{own}");
+            file.write_all_at(b"end", 5000).and_then(|()| file.sync_all()).expect("write");
+        }
+        let seen = fs::read(layers.upper().join("written-2")).expect("read");
+        assert_eq!((seen.len(), first_difference(&seen, 0)), (2000, None), "{own}");
+        assert_eq!(&fs::read(at("upper-2")).expect("read")[5000..], b"end", "{own}");
+        fs::rename(at("stored"), at("elsewhere")).expect("rename");
+        use_many_files(&mount);
+        assert_eq!(first_difference(&whole(&File::open(at("elsewhere")).expect("open")), 0), None);
+    }
 }

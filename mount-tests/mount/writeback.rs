@@ -192,6 +192,8 @@ fn data_that_is_not_written_back_yet_is_no_hole() {
         let expected = [512 << 10, 516 << 10, 1 << 20, 2 << 20, (2 << 20) + 4096];
         assert_eq!(places.map(|place| seek(&file, place).expect("seek")), expected, "{own}");
         assert_eq!(seek(&file, To::Data((2 << 20) + 4096)), Err(Errno::NXIO));
+        // A negative offset is beyond every end.
+        assert_eq!(seek(&file, To::Data(u64::MAX)), Err(Errno::NXIO), "{own}");
         // What has been written since as well.
         file.write_all_at(&fill(0, 4096), 256 << 10).expect("write into the hole");
         assert_eq!(seek(&file, To::Data(0)), Ok(256 << 10), "{own}");

@@ -85,7 +85,9 @@ pub(super) fn build(layers: &Layers, mount_point: &Path, options: &Options) -> R
         LayerSet::new(Some(mount_point)).map_err(|error| unopened("mount point", mount_point, &error))?;
     let open = |what: &str, path: &Path, read_only| {
         let noatime = read_only || options.atime == Atime::Never;
-        set.open(&LayerOptions { path: path.to_owned(), noatime, read_only })
+        // Nothing at all is changed of a mount that is read-only.
+        let lends = !read_only && !options.read_only;
+        set.open(&LayerOptions { path: path.to_owned(), noatime, read_only, lends })
             .map_err(|error| unopened(what, path, &error))
     };
     let records = options.overlay.records;

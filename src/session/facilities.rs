@@ -211,6 +211,8 @@ fn writeback<B: Backend>(
             "others use the directory, too, and see what is written at once"
         } else if passthrough.serving {
             "the kernel serves files by itself (passthrough)"
+        } else if config.writeback == Choice::Auto && !config.writable {
+            "nothing can be written"
         } else if config.allow_root {
             "the kernel tells times as whoever closes a file, whom allow_root refuses"
         } else if config.writeback == Choice::Auto

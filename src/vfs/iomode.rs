@@ -144,11 +144,9 @@ impl IoMode {
         state.backing.take()
     }
 
-    /// Whether the node is open for writing; those who have closed it are given a moment.
+    /// Whether the node is open for writing, or was closed a moment ago.
     pub(super) fn is_written(&self) -> bool {
-        let mut state = self.state.lock();
-        self.free.wait_while_for(&mut state, |state| state.writers > 0, RELEASING);
-        state.writers > 0
+        self.state.lock().writers > 0
     }
 
     /// Whether the kernel changes the node by itself.

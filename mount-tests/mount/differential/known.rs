@@ -142,7 +142,7 @@ const TIMES: [Known<Times>; 5] = [
 ];
 
 /// Steps that are left out, since the trees would go on to differ.
-const STEPS: [Known<Steps>; 13] = [
+const STEPS: [Known<Steps>; 14] = [
     Known {
         by: By::Passthrough,
         reason: "setuid and setgid bits that a file is given while the kernel writes it by itself go with the next write, root's \
@@ -253,6 +253,12 @@ const STEPS: [Known<Steps>; 13] = [
     },
     Known {
         by: By::Unopened,
+        reason: "an open for writing copies up later, with the directories above; to remove an ACL that is not there is an error below \
+                 (ENODATA) and none above (simple_set_acl)",
+        applies: |step, _| matches!(&step.op, Op::RemoveXattr { name, .. } if name.starts_with("system.posix_acl_")),
+    },
+    Known {
+        by: By::Unopened,
         reason: "of an empty file, truncate(2) to nothing changes no time and open(2) with O_TRUNC does; FUSE sends the same \
                  SETATTR for both, which is taken for the second",
         applies: |step, native| {
@@ -276,11 +282,13 @@ pub(crate) enum Explained {
     OfUnopenedOverlay,
     /// With `writeback=on`.
     OfWrittenBackOverlay,
+    /// With both.
+    OfUnopenedWrittenBackOverlay,
 }
 
 impl Explained {
     fn is_of_our_overlay(self) -> bool {
-        matches!(self, Self::OfOverlay | Self::OfUnopenedOverlay | Self::OfWrittenBackOverlay)
+        matches!(self, Self::OfOverlay) || self.counts(By::Unopened) || self.counts(By::Writeback)
     }
 
     fn counts(self, by: By) -> bool {
@@ -290,8 +298,8 @@ impl Explained {
             By::Tmpfs => self == Self::OfTmpfs,
             By::KernelOverlay => self == Self::OfKernelOverlay || self.is_of_our_overlay(),
             By::Overlay => self.is_of_our_overlay(),
-            By::Unopened => self == Self::OfUnopenedOverlay,
-            By::Writeback => self == Self::OfWrittenBackOverlay,
+            By::Unopened => matches!(self, Self::OfUnopenedOverlay | Self::OfUnopenedWrittenBackOverlay),
+            By::Writeback => matches!(self, Self::OfWrittenBackOverlay | Self::OfUnopenedWrittenBackOverlay),
         }
     }
 

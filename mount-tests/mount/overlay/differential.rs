@@ -96,9 +96,12 @@ impl Comparison {
     fn explained(self) -> Explained {
         match self.with {
             Engine::Kernel => Explained::OfKernelOverlay,
-            Engine::Splicefs if self.own.contains("writeback=on") => Explained::OfWrittenBackOverlay,
-            Engine::Splicefs if self.own.contains("open=zero") => Explained::OfUnopenedOverlay,
-            Engine::Splicefs => Explained::OfOverlay,
+            Engine::Splicefs => match ["open=zero", "writeback=on"].map(|option| self.own.contains(option)) {
+                [true, true] => Explained::OfUnopenedWrittenBackOverlay,
+                [true, false] => Explained::OfUnopenedOverlay,
+                [false, true] => Explained::OfWrittenBackOverlay,
+                [false, false] => Explained::OfOverlay,
+            },
         }
     }
 

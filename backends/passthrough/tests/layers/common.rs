@@ -18,12 +18,12 @@ pub(crate) fn set() -> LayerSet {
 
 /// `path` as a layer that may be changed.
 pub(crate) fn writable(set: &LayerSet, path: &Path) -> Passthrough {
-    set.open(&LayerOptions { path: path.to_owned(), noatime: false, read_only: false }).unwrap()
+    set.open(&LayerOptions { path: path.to_owned(), noatime: false, read_only: false, lends: true }).unwrap()
 }
 
 /// `path` as a layer that may not.
 pub(crate) fn read_only(set: &LayerSet, path: &Path) -> Passthrough {
-    set.open(&LayerOptions { path: path.to_owned(), noatime: false, read_only: true }).unwrap()
+    set.open(&LayerOptions { path: path.to_owned(), noatime: false, read_only: true, lends: true }).unwrap()
 }
 
 /// `text` as a name.

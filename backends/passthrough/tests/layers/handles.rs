@@ -132,7 +132,7 @@ fn what_is_no_directory_is_no_layer() {
     std::fs::write(&path, b"").unwrap();
     for read_only in [false, true] {
         for (path, errno) in [(&path, libc::ENOTDIR), (&source.path().join("none"), libc::ENOENT)] {
-            let options = LayerOptions { path: path.clone(), noatime: false, read_only };
+            let options = LayerOptions { path: path.clone(), noatime: false, read_only, lends: !read_only };
             assert_eq!(set().open(&options).unwrap_err().raw_os_error(), Some(errno));
         }
     }

@@ -34,7 +34,7 @@ fn cover(path: &Path) {
 }
 
 fn layer(set: &LayerSet, path: &Path, read_only: bool) -> Passthrough {
-    set.open(&LayerOptions { path: path.to_owned(), noatime: false, read_only }).unwrap()
+    set.open(&LayerOptions { path: path.to_owned(), noatime: false, read_only, lends: !read_only }).unwrap()
 }
 
 /// A directory `mnt` with a directory `below` in it.
