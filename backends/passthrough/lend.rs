@@ -181,10 +181,14 @@ impl Passthrough {
             Err(e) if e.errno() == Errno::EACCES && self.lends && !LENDS.get() => {
                 let nodes = nodes();
                 for _ in 0..LEASE_WAITS {
-                    let lent = self.tree.lend(&nodes)?;
-                    if lent.before.is_empty() {
-                        return Err(e);
-                    }
+                    let lent = match self.tree.lend(&nodes) {
+                        Ok(lent) => lent,
+                        Err(why) => {
+                            log::debug!("no rights are lent: {why}");
+                            return Err(e);
+                        }
+                    };
+                    // Even if nothing had to be lent: the mode may have been another when it was tried before.
                     match what() {
                         Err(e) if e.errno() == Errno::EAGAIN => {}
                         done => return done,

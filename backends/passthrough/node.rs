@@ -151,21 +151,20 @@ impl Node {
         &self,
         parent: &Arc<Self>,
         name: &Name,
-        fd: Option<Arc<OwnedFd>>,
+        mut fd: Option<Arc<OwnedFd>>,
         has_others: bool,
     ) {
+        // Dropped after the lock is what is not needed, the descriptor too.
         let (old, _forgotten) = {
             let mut whereabouts = self.whereabouts.lock();
             let forgotten = whereabouts.forget_name(parent, name);
             if !whereabouts.is_at(parent, name) {
                 return;
             }
-            let new = if has_others {
-                whereabouts.take_name().or(fd.map(Place::Held))
-            } else {
-                fd.map(Place::Pinned)
-            };
-            (std::mem::replace(&mut whereabouts.place, new.unwrap_or(Place::Lost)), forgotten)
+            let another = if has_others { whereabouts.take_name() } else { None };
+            let held = if has_others { Place::Held } else { Place::Pinned };
+            let new = another.unwrap_or_else(|| fd.take().map_or(Place::Lost, held));
+            (std::mem::replace(&mut whereabouts.place, new), forgotten)
         };
         self.left(&old);
     }
@@ -188,10 +187,16 @@ impl Node {
         self.left(&old);
     }
 
-    /// The file is no longer where it was found last: it is looked for by another name, if one is known.
-    pub(crate) fn turn_to_another_name(&self) -> bool {
+    /// The file is not `there`, where it was looked for: whether there is another place to look, by another name that it was found by, or where
+    /// others have found it meanwhile.
+    pub(crate) fn turn_from(&self, there: &Place) -> bool {
         let old = {
             let mut whereabouts = self.whereabouts.lock();
+            match there {
+                Place::At(parent, name) if whereabouts.is_at(parent, name) => {}
+                Place::At(..) => return true,
+                _ => return false,
+            }
             let Some(another) = whereabouts.take_name() else { return false };
             std::mem::replace(&mut whereabouts.place, another)
         };

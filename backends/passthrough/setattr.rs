@@ -6,9 +6,10 @@ use std::sync::Arc;
 use rustix::fs::{
     AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chmodat, chownat, ftruncate, utimensat,
 };
-use splicefs_core::{Attr, Caller, Errno, FileKind, Result, SetAttr, SetTime};
+use splicefs_core::{Attr, Caller, Errno, FileKind, Result, SetAttr, SetTime, sys};
 
 use crate::file::File;
+use crate::lend::lends;
 use crate::node::Node;
 use crate::stat;
 use crate::tree::{Tree, path_of};
@@ -34,15 +35,16 @@ impl Tree {
             held = self.descriptor(node)?;
             &held
         };
-        let _modes = self.nodes.true_modes();
         // A change of nothing is chown(2) with -1 twice, which clears setuid and setgid bits like any other.
         if change.uid.is_some() || change.gid.is_some() || *change == SetAttr::default() {
+            let _modes = self.nodes.true_modes();
             let _guard = caller.clearing(mode_of(fd)?)?;
             let uid = change.uid.map(Uid::from_raw);
             let gid = change.gid.map(Gid::from_raw);
             chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH)?;
         }
         if let Some(mode) = change.mode {
+            let _modes = self.nodes.true_modes();
             chmodat(CWD, path_of(fd), Mode::from_bits_retain(mode & 0o7777), AtFlags::empty())?;
         }
         if let Some(size) = change.size {
@@ -53,7 +55,13 @@ impl Tree {
             match file {
                 Some(file) if writable(file)? => ftruncate(fd, size)?,
                 // By its path, as the caller did it: of a size that stays the same, ftruncate(2) would change the time.
-                _ => nix::unistd::truncate(path_of(fd).as_str(), length(size)?)?,
+                _ => {
+                    if lends() {
+                        // A lease is to be waited for without what is lent (EAGAIN).
+                        drop(sys::reopen(fd, OFlags::WRONLY | OFlags::NONBLOCK)?);
+                    }
+                    nix::unistd::truncate(path_of(fd).as_str(), length(size)?)?;
+                }
             }
         }
         if change.atime.is_some() || change.mtime.is_some() {
@@ -61,6 +69,7 @@ impl Tree {
                 Timestamps { last_access: timespec(change.atime), last_modification: timespec(change.mtime) };
             utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
         }
+        let _modes = self.nodes.true_modes();
         Ok(self.attr(&stat::of_fd(fd)?))
     }
 }

@@ -264,9 +264,13 @@ impl Tree {
     /// # Errors
     /// `ESTALE` where the source no longer has the node's file under the name it was found by.
     pub(crate) fn descriptor(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
+        if let Some(fd) = node.descriptor_at_hand() {
+            return Ok(fd);
+        }
         loop {
+            let there = node.place();
             match self.descriptor_by_place(node) {
-                Err(e) if e.errno() == Errno::ESTALE && node.turn_to_another_name() => {}
+                Err(e) if e.errno() == Errno::ESTALE && node.turn_from(&there) => {}
                 found => return found,
             }
         }

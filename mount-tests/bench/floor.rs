@@ -1,6 +1,6 @@
-//! `cargo run --release --example floor -- MNT [THREADS [SOURCE]]`: a file system that keeps nothing and answers everything at once, with the
+//! `cargo run --release --example floor -- MNT [THREADS [SOURCE [unopened]]]`: a file system that keeps nothing and answers everything at once, with the
 //! checks that ACLs and extended attributes bring. With SOURCE it has the names and sizes of that directory, and every file is
-//! zeros. No daemon that reads `/dev/fuse` and has these is faster (README, Measured).
+//! zeros, which is opened unless it is said otherwise. No daemon that reads `/dev/fuse` and has these is faster (README, Measured).
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -36,6 +36,7 @@ struct Floor {
     next: AtomicU64,
     owner: (u32, u32),
     shown: HashMap<INodeNo, Shown>,
+    unopened: bool,
 }
 
 fn attr(ino: INodeNo, size: u64, (uid, gid): (u32, u32)) -> FileAttr {
@@ -118,6 +119,10 @@ impl Filesystem for Floor {
     }
 
     fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if self.unopened {
+            // The kernel opens by itself from then on.
+            return reply.error(Errno::ENOSYS);
+        }
         reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH);
     }
 
@@ -240,15 +245,17 @@ impl Filesystem for Floor {
 
 fn main() -> io::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let point = arguments.next().ok_or_else(|| io::Error::other("floor MNT [THREADS [SOURCE]]"))?;
+    let point =
+        arguments.next().ok_or_else(|| io::Error::other("floor MNT [THREADS [SOURCE [unopened]]]"))?;
     let threads = arguments.next().map_or(Ok(2), |n| n.parse()).map_err(io::Error::other)?;
     let mut config = Config::default();
     config.mount_options = vec![MountOption::FSName("floor".into()), MountOption::DefaultPermissions];
     config.n_threads = Some(threads);
     let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    let mut floor = Floor { next: AtomicU64::new(2), owner, shown: HashMap::new() };
+    let mut floor = Floor { next: AtomicU64::new(2), owner, shown: HashMap::new(), unopened: false };
     if let Some(source) = arguments.next() {
         floor.show(INodeNo::ROOT, Path::new(&source))?;
     }
+    floor.unopened = arguments.next().is_some_and(|word| word == "unopened");
     fuser::mount(floor, point, &config)
 }

@@ -1,20 +1,17 @@
 //! Who has opened a file goes on reading and writing it, whatever becomes of its mode or of those above it: also where the daemon is a
 //! user, who may not open it again, and has not been asked to open it in the first place.
 
+mod regressions;
+
 use std::fs::{self, File, Permissions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::harness::{
-    ACCESS_ACL, ACL_GROUP_OBJ, ACL_MASK, ACL_OTHER, ACL_USER, ACL_USER_OBJ, Identity, NO_ID, Need, acl,
-    aligned, as_caller, fill, first_difference, ready, unprivileged_user,
-};
+use crate::harness::{Identity, Need, as_caller, fill, first_difference, ready, unprivileged_user};
 use crate::overlay::{Ground, Layers, Overlay};
 use crate::posix::script::open;
 
@@ -338,157 +335,5 @@ fn directories_that_cannot_be_read_are_shown() {
         assert_eq!(mode(&mount.at("own")), 0);
         set_mode(&mount.at("own"), 0o755);
         assert_eq!(fs::read_dir(mount.at("own")).expect("readdir").count(), 0);
-    });
-}
-
-/// What a user's overlay makes of hard links takes marks at files that may not be written.
-#[test]
-fn regression_names_of_setuid_files_that_cannot_be_written_are_removed() {
-    let Some((layers, user)) = users_layers() else { return };
-    let lower = layers.lower().to_owned();
-    as_caller(&user, || {
-        fs::write(lower.join("one"), "x").expect("write");
-        set_mode(&lower.join("one"), 0o4555);
-        for name in ["two", "three"] {
-            fs::hard_link(lower.join("one"), lower.join(name)).expect("link");
-        }
-    });
-    let mount = layers.mount();
-    as_caller(&user, || {
-        fs::remove_file(mount.at("one")).expect("unlink");
-        fs::rename(mount.at("two"), mount.at("moved")).expect("rename");
-        let three = File::open(mount.at("three")).expect("open");
-        three.set_modified(std::time::UNIX_EPOCH).expect("futimens");
-        assert_eq!(
-            (mode(&mount.at("moved")), fs::metadata(mount.at("three")).expect("stat").nlink()),
-            (0o4555, 2)
-        );
-    });
-}
-
-/// Nor do those who ask for ACLs see rights that are lent.
-#[test]
-fn regression_acls_are_read_as_they_are() {
-    let Some((layers, user)) = users_layers() else { return };
-    let lower = layers.lower().to_owned();
-    as_caller(&user, || {
-        fs::create_dir(lower.join("closed")).expect("mkdir");
-        for n in 0..400 {
-            fs::write(lower.join("closed").join(n.to_string()), "lower").expect("write");
-        }
-        set_mode(&lower.join("closed"), 0o555);
-        let entries = [
-            (ACL_USER_OBJ, 5, NO_ID),
-            (ACL_USER, 4, 5),
-            (ACL_GROUP_OBJ, 5, NO_ID),
-            (ACL_MASK, 5, NO_ID),
-            (ACL_OTHER, 5, NO_ID),
-        ];
-        let (closed, acl) = (lower.join("closed"), acl(&entries));
-        rustix::fs::setxattr(closed, ACCESS_ACL, &acl, rustix::fs::XattrFlags::empty()).expect("setfacl");
-    });
-    let mount = layers.mount();
-    as_caller(&user, || {
-        let closed = mount.at("closed");
-        let get = || {
-            let mut value = vec![0; 1000];
-            let length = rustix::fs::getxattr(&closed, ACCESS_ACL, &mut value[..]).expect("getfacl");
-            value.truncate(length);
-            value
-        };
-        let before = get();
-        std::thread::scope(|scope| {
-            let copies = scope.spawn(|| {
-                for n in 0..400 {
-                    fs::write(closed.join(n.to_string()), "upper").expect("write");
-                }
-            });
-            while !copies.is_finished() {
-                // What the kernel has kept of it goes with the time.
-                File::open(&closed)
-                    .and_then(|dir| dir.set_modified(std::time::SystemTime::now()))
-                    .expect("futimens");
-                assert_eq!(get(), before);
-            }
-        });
-    });
-}
-
-/// Somebody who holds a write lease (fcntl(2)) on `file` until its standard input ends. The calling thread's user does.
-fn lease(file: &Path) -> Child {
-    let script = "$SIG{IO} = 'IGNORE'; open(F, '+<', $ARGV[0]) && fcntl(F, 1024, 1) or die $!; $| = 1; print qq(held\n); <STDIN>";
-    let mut holder = Command::new("perl")
-        .args(["-e", script])
-        .arg(file)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("perl");
-    let mut said = [0; 5];
-    holder.stdout.as_mut().expect("a pipe").read_exact(&mut said).expect("a lease");
-    holder
-}
-
-/// Whoever waits for a lease to be given back holds up nobody else.
-#[test]
-fn regression_a_lease_on_a_file_that_is_lent_holds_up_nobody() {
-    if !ready(&[Need::Program("perl")]) {
-        return;
-    }
-    let Some((layers, user)) = users_layers() else { return };
-    let leased = layers.upper().join("leased");
-    as_caller(&user, || fs::write(&leased, "x").expect("write"));
-    let mount = layers.mount_with("open=zero");
-    as_caller(&user, || {
-        let file = File::open(mount.at("leased")).expect("open");
-        fs::create_dir(mount.at("other")).expect("mkdir");
-        let mut holder = lease(&leased);
-        set_mode(&mount.at("leased"), 0);
-        std::thread::scope(|scope| {
-            let reader = scope.spawn(|| file.read_at(&mut [0], 0));
-            std::thread::sleep(Duration::from_millis(300));
-            let begun = Instant::now();
-            for n in 0..20 {
-                fs::write(mount.at(format!("other/{n}")), "x").expect("write");
-            }
-            assert!(begun.elapsed() < Duration::from_secs(2), "others waited {:?}", begun.elapsed());
-            assert!(!reader.is_finished(), "a lease was broken by nobody");
-            drop(holder.stdin.take());
-            holder.wait().expect("waiting for the holder");
-            assert_eq!(reader.join().expect("the reader").expect("read"), 1);
-        });
-    });
-}
-
-/// A mount that is read-only changes nothing, not for a moment.
-#[test]
-fn regression_a_read_only_mount_lends_nothing() {
-    let Some((layers, user)) = users_layers() else { return };
-    let closed = layers.upper().join("closed");
-    as_caller(&user, || {
-        fs::create_dir(&closed).expect("mkdir");
-        set_mode(&closed, 0o300);
-    });
-    let changed = || fs::metadata(&closed).map(|meta| (meta.ctime(), meta.ctime_nsec())).expect("stat");
-    let before = changed();
-    let mount = layers.mount_with("ro");
-    as_caller(&user, || assert_eq!(mode(&mount.at("closed")), 0o300));
-    assert_eq!(changed(), before);
-}
-
-/// A second descriptor, past the page cache, cannot be had then.
-#[test]
-fn regression_a_file_is_created_read_only_with_o_direct() {
-    let Some((layers, user)) = users_layers() else { return };
-    let mount = layers.mount();
-    as_caller(&user, || {
-        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::DIRECT | OFlags::RDWR;
-        let mut file = open(&mount.at("direct"), flags, 0o444).expect("create");
-        let mut buffer = Vec::new();
-        let page = aligned(&mut buffer, 4096);
-        page.fill(7);
-        file.write_all(page).expect("write");
-        file.read_exact_at(page, 0).expect("read");
-        assert_eq!((page[0], page[4095]), (7, 7));
     });
 }
