@@ -29,7 +29,7 @@ pub const DEFAULT_SPLICE_MIN: usize = 32 * 1024;
 /// How a mount is served.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
-    /// Number of threads, of which as many as processors, at least 3 and at most 16, wait for requests; by default four
+    /// Number of threads, of which as many as processors, at least 3 (2 where files are not opened) and at most 16, wait for requests; by default four
     /// times as many, and 16 at least.
     pub threads: Option<NonZeroUsize>,
     /// Whether reads are spliced.
@@ -64,11 +64,12 @@ pub struct SessionConfig {
     pub acls: bool,
 }
 
-/// How many threads wait for requests: as many as processors. The standard library would look into /proc and /sys for
-/// limits of control groups, and those may be what has just been mounted over.
-fn waiting_threads() -> NonZeroUsize {
+/// How many threads wait for requests: as many as processors. Where files are opened, one more is busy with those that are closed. The
+/// standard library would look into /proc and /sys for limits of control groups, and those may be what has just been mounted over.
+fn waiting_threads(opened: bool) -> NonZeroUsize {
     let processors = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
-    let waiting = usize::try_from(processors).unwrap_or(1).clamp(3, 16);
+    let fewest = if opened { 3 } else { 2 };
+    let waiting = usize::try_from(processors).unwrap_or(1).clamp(fewest, 16);
     NonZeroUsize::new(waiting).unwrap_or(NonZeroUsize::MIN)
 }
 
@@ -112,7 +113,7 @@ pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
     let policy = Policy { splice: facilities.splice.serving, splice_min: config.splice_min };
     let counters = Arc::new(Counters::default());
     let zeros = Arc::new(ZeroSource::new()?);
-    let waiting = waiting_threads();
+    let waiting = waiting_threads(!facilities.unopened.serving);
     let count = config
         .threads
         .map_or((waiting.get() * THREADS_FOR_ONE_WAITING).max(FEWEST_THREADS), NonZeroUsize::get);
