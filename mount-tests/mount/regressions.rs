@@ -50,7 +50,7 @@ fn a_source_without_acls_can_be_entered_by_a_user() {
     let (uid, gid) = unprivileged_user();
     let mount = Mount::builder().mirroring("/proc").user((uid, gid)).start();
     let read = || fs::read(mount.point().join("version")).map(|text| text.len());
-    let identity = Identity { gid, ..Identity::user(uid) };
+    let identity = Identity::unprivileged();
     let len = as_caller(&identity, read).expect("/proc/version through a user's mount");
     assert!(len > 10);
 }

@@ -11,7 +11,7 @@ use std::path::Path;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::harness::{Identity, Need, as_caller, fill, first_difference, ready, unprivileged_user};
+use crate::harness::{Identity, Need, as_caller, fill, first_difference, ready};
 use crate::overlay::{Ground, Layers, Overlay};
 use crate::posix::script::open;
 
@@ -26,10 +26,8 @@ fn mode(path: &Path) -> u32 {
 
 /// Layers of a user, who is returned as well.
 fn users_layers() -> Option<(Layers, Identity)> {
-    ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::UserMounts]).then(|| {
-        let (uid, gid) = unprivileged_user();
-        (Layers::simple().of_user(), Identity { gid, ..Identity::user(uid) })
-    })
+    ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::UserMounts])
+        .then(|| (Layers::simple().of_user(), Identity::unprivileged()))
 }
 
 fn set_mode(path: &Path, mode: u32) {
@@ -47,14 +45,9 @@ fn contents(file: &File) -> Vec<u8> {
 /// A user's overlay in each manner, with files `lower` and `dir/lower` below and `upper`, `dir/upper` above; nothing is open or cached
 /// yet. Afterwards `check` looks at the upper layer.
 fn in_each_manner(descriptors: Option<u64>, what: impl Fn(&Overlay) + Sync, check: impl Fn(&Layers)) {
-    if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::UserMounts]) {
-        return;
-    }
-    let (uid, gid) = unprivileged_user();
-    let user = Identity { gid, ..Identity::user(uid) };
     for manner in MANNERS {
         println!("{manner}");
-        let mut layers = Layers::simple().of_user();
+        let Some((mut layers, user)) = users_layers() else { return };
         if let Some(limit) = descriptors {
             layers = layers.descriptor_limit(limit);
         }
@@ -292,8 +285,7 @@ fn directories_that_cannot_be_read_are_shown() {
     if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::UserMounts]) {
         return;
     }
-    let (uid, gid) = unprivileged_user();
-    let user = Identity { gid, ..Identity::user(uid) };
+    let user = Identity::unprivileged();
     let layers = Layers::new(Ground::Directory, 2).of_user();
     for lower in &layers.lowers {
         fs::create_dir(lower.join("roots")).expect("mkdir");

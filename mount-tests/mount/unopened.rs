@@ -78,7 +78,6 @@ fn a_users_overlay_that_cannot_be_written_is_read_without_opens() {
     if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::UserMounts]) {
         return;
     }
-    let (uid, gid) = unprivileged_user();
     let layers = Layers::simple().of_user().read_only();
     for number in 0..100 {
         fs::write(layers.lower().join(number.to_string()), fill(number, 5000)).expect("write");
@@ -87,7 +86,7 @@ fn a_users_overlay_that_cannot_be_written_is_read_without_opens() {
     fs::write(&secret, b"secret").expect("write");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("chmod");
     let mount = layers.mount();
-    as_caller(&Identity { gid, ..Identity::user(uid) }, || {
+    as_caller(&Identity::unprivileged(), || {
         reads_again_without_a_message(&mount);
         assert_eq!(File::open(mount.at("secret")).map(drop).unwrap_err().kind(), ErrorKind::PermissionDenied);
         assert_eq!(fs::write(mount.at("0"), b"x").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
@@ -100,13 +99,12 @@ fn a_users_overlay_is_read_and_written_without_opens() {
     if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::UserMounts]) {
         return;
     }
-    let (uid, gid) = unprivileged_user();
     let layers = Layers::simple().of_user();
     for number in 0..100 {
         fs::write(layers.lower().join(number.to_string()), fill(number, 5000)).expect("write");
     }
     let mount = layers.mount();
-    as_caller(&Identity { gid, ..Identity::user(uid) }, || {
+    as_caller(&Identity::unprivileged(), || {
         reads_again_without_a_message(&mount);
         let mut log = File::create(mount.at("log")).expect("create");
         for line in 0..1000 {

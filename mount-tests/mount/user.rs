@@ -19,7 +19,7 @@ fn user_mount(options: &str) -> Option<(Mount, Identity)> {
     }
     let (uid, gid) = unprivileged_user();
     let mount = Mount::builder().user((uid, gid)).options(options).start();
-    Some((mount, Identity { gid, ..Identity::user(uid) }))
+    Some((mount, Identity::unprivileged()))
 }
 
 /// The user's counters, asked as the user: nobody else gets them but root, who cannot enter a private mount.

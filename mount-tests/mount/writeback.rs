@@ -60,8 +60,7 @@ fn a_thousand_appends_of_a_user_are_a_few_requests() {
     if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::UserMounts]) {
         return;
     }
-    let (uid, gid) = unprivileged_user();
-    let user = Identity { gid, ..Identity::user(uid) };
+    let user = Identity::unprivileged();
     let layers = Layers::simple().of_user();
     let mount = layers.mount_with("");
     as_caller(&user, || {
@@ -327,7 +326,7 @@ fn a_tmpfs_tells_at_fsync_that_it_is_full() {
 fn setuid_bits_go_with_the_write() {
     let Some((mount, layers)) = overlay() else { return };
     let (uid, gid) = unprivileged_user();
-    let user = Identity { gid, ..Identity::user(uid) };
+    let user = Identity::unprivileged();
     fs::set_permissions(mount.point(), fs::Permissions::from_mode(0o777)).expect("chmod");
     let path = mount.at("program");
     fs::write(&path, b"program").expect("write");

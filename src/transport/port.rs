@@ -93,6 +93,13 @@ impl Port {
             Err(e) => Err(e.into()),
         }
     }
+
+    /// The node's attributes are to be asked for again, and its pages from the offset on to be written back and dropped: a length of 0
+    /// has no end.
+    fn invalidate(&self, id: NodeId, off: i64) -> std::io::Result<()> {
+        let out = InvalInodeOut { ino: self.root.id_of(id), off, len: 0 };
+        self.notify(flag::NOTIFY_INVAL_INODE, out.as_bytes())
+    }
 }
 
 impl Kernel for Port {
@@ -102,24 +109,15 @@ impl Kernel for Port {
 
     fn attributes_changed(&self, id: NodeId) -> std::io::Result<()> {
         // A negative offset leaves the page cache alone, whose locks the request being served may hold.
-        self.notify(
-            flag::NOTIFY_INVAL_INODE,
-            InvalInodeOut { ino: self.root.id_of(id), off: -1, len: 0 }.as_bytes(),
-        )
+        self.invalidate(id, -1)
     }
 
     fn node_changed(&self, id: NodeId) -> std::io::Result<()> {
-        // All of it: a length of 0 has no end.
-        self.notify(
-            flag::NOTIFY_INVAL_INODE,
-            InvalInodeOut { ino: self.root.id_of(id), off: 0, len: 0 }.as_bytes(),
-        )
+        self.invalidate(id, 0)
     }
 
     fn write_back(&self, id: NodeId, offset: u64) -> std::io::Result<()> {
-        let off = i64::try_from(offset).map_err(std::io::Error::other)?;
-        let out = InvalInodeOut { ino: self.root.id_of(id), off, len: 0 };
-        self.notify(flag::NOTIFY_INVAL_INODE, out.as_bytes())
+        self.invalidate(id, i64::try_from(offset).map_err(std::io::Error::other)?)
     }
 
     fn name_changed(&self, dir: NodeId, name: &Name) -> std::io::Result<()> {

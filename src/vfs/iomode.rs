@@ -51,7 +51,7 @@ struct State {
 #[derive(Debug, Default)]
 pub(super) struct IoMode {
     state: Mutex<State>,
-    /// The last one has left, or the last that may write, or the kernel has been given the contents.
+    /// The last one has left, or the kernel has been given the contents.
     free: Condvar,
 }
 
@@ -135,12 +135,10 @@ impl IoMode {
         let mut state = self.state.lock();
         state.open = state.open.saturating_sub(1);
         state.writers = state.writers.saturating_sub(usize::from(writes));
-        if state.writers == 0 || state.open == 0 {
-            self.free.notify_all();
-        }
         if state.open > 0 {
             return None;
         }
+        self.free.notify_all();
         state.backing.take()
     }
 

@@ -43,7 +43,7 @@ fn a_user_sees_at_once_what_others_change() {
         return;
     }
     let (uid, gid) = unprivileged_user();
-    let user = Identity { gid, ..Identity::user(uid) };
+    let user = Identity::unprivileged();
     let builder = Mount::builder().user((uid, gid)).options("cache=notify");
     as_caller(&user, || plant(builder.source()));
     // What may not be read cannot be watched, and is looked at again after a second.

@@ -27,6 +27,12 @@ impl Identity {
         Self { uid: id, gid: id, groups: Vec::new(), umask: 0o022 }
     }
 
+    /// The real unprivileged user ([`unprivileged_user`]).
+    pub(crate) fn unprivileged() -> Self {
+        let (uid, gid) = unprivileged_user();
+        Self { gid, ..Self::user(uid) }
+    }
+
     pub(crate) fn with_groups(mut self, groups: &[u32]) -> Self {
         self.groups = groups.to_vec();
         self

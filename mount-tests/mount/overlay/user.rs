@@ -12,7 +12,7 @@ use super::seal::xattrs;
 use crate::differential::compare::same_trees;
 use crate::differential::run::View;
 use crate::differential::tree::snapshot;
-use crate::harness::{Identity, Need, as_caller, fill, first_difference, ready, unprivileged_user};
+use crate::harness::{Identity, Need, as_caller, fill, first_difference, ready};
 
 fn give(path: &Path, user: &Identity) {
     chown(path, Some(user.uid), Some(user.gid)).expect("chown");
@@ -27,8 +27,7 @@ fn scene() -> Option<(Layers, Identity)> {
     if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::UserMounts]) {
         return None;
     }
-    let (uid, gid) = unprivileged_user();
-    let user = Identity { gid, ..Identity::user(uid) };
+    let user = Identity::unprivileged();
     let layers = Layers::simple();
     for name in ["d/one", "d/two", "e/three", "emptied/four", "file"] {
         let path = layers.lower().join(name);
