@@ -15,6 +15,7 @@ mod config;
 mod copyup;
 mod create;
 mod data;
+mod entries;
 mod file;
 mod index;
 mod inode;
@@ -37,7 +38,6 @@ mod xattr;
 use std::fmt;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use splicefs_core::{Errno, FileKind, Layer, Result};
 
 pub use config::{Config, Namespace, Redirect, Xino};
@@ -83,8 +83,6 @@ pub struct Overlay<L: Layer, U: Layer> {
     upper: Option<Changes<U>>,
     nodes: Arc<Nodes<L, U>>,
     root: Arc<Node<L, U>>,
-    /// Held over the rename of a directory, whose path is being changed.
-    gate: Mutex<()>,
 }
 
 impl<L: Layer, U: Layer> Overlay<L, U> {
@@ -121,8 +119,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let nodes = Nodes::new();
         let parts = Parts::new(FileKind::Directory, ino, Place::Root);
         let root = nodes.intern(None, Parts { upper: root, lowers: merged, hides, ..parts });
-        let gate = Mutex::new(());
-        Ok(Self { config, marks, numbers, lowers, lower_roots, has_handles, upper, nodes, root, gate })
+        Ok(Self { config, marks, numbers, lowers, lower_roots, has_handles, upper, nodes, root })
     }
 
     /// The upper layer.

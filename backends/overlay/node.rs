@@ -3,10 +3,11 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 use splicefs_core::{FileKind, Identified, Layer, Living, Name, NodeId, Protection};
 
+use crate::entries::Entries;
 use crate::listing::Listing;
 use crate::lowers::{Hides, LayerIndex, LowerDir, LowerNode, Lowers};
 use crate::protect::KnownProtection;
@@ -14,7 +15,7 @@ use crate::protect::KnownProtection;
 /// What is particular to directories.
 pub(crate) struct DirState {
     /// Held for writing over every change of the directory's names, for reading while one is looked up.
-    pub(crate) entries: RwLock<()>,
+    pub(crate) entries: Entries,
     /// The upper directory has become opaque since the node was found: nothing is merged any more.
     opaque: AtomicBool,
     /// What is known of the upper directory's whiteouts.
@@ -34,7 +35,7 @@ impl DirState {
             known.get_or_init(|| hides);
         }
         Self {
-            entries: RwLock::new(()),
+            entries: Entries::default(),
             opaque: AtomicBool::new(false),
             hides: known,
             lower_hides: lower_hides.into(),
@@ -117,8 +118,8 @@ const NOT_INDEXED: u32 = u32::MAX;
 /// A file, directory or other object of the merged tree. There is one for every name that was ever walked: what can be told
 /// from the rest is not kept.
 ///
-/// Lock order: the overlay's gate of directory renames; `copying` of a node, then of its parent, and so on up;
-/// `entries` of directories, two at once by their ids; then the leaves (place, listing, protection, the table of nodes).
+/// Lock order: `copying` of a node, then of its parent, and so on up;
+/// `entries` of directories, of several at once none while another is waited for; then the leaves (place, listing, protection, the table of nodes).
 pub struct Node<L: Layer, U: Layer> {
     pub(crate) id: NodeId,
     pub(crate) kind: FileKind,

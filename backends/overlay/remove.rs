@@ -9,20 +9,38 @@ use splicefs_core::{Errno, Error, Layer, Name, Result};
 use crate::Overlay;
 use crate::copyup::Need;
 use crate::create::check_name;
+use crate::entries::Changing;
 use crate::listing::is_bare;
 use crate::marks::{entry_of, is_whiteout_device};
-use crate::node::Node;
+use crate::node::{DirState, Node};
 use crate::work::Changes;
 
-/// The locks of directories whose names change together, taken in the order of their ids.
-pub(crate) type Entries<'a> = SmallVec<[parking_lot::RwLockWriteGuard<'a, ()>; 3]>;
+/// The locks of directories whose names change together.
+pub(crate) type Locks<'a> = SmallVec<[Changing<'a>; 3]>;
 
-/// Locks the names of these directories; one may be named twice.
-pub(crate) fn lock<'a, L: Layer, U: Layer>(nodes: &[&'a Arc<Node<L, U>>]) -> Entries<'a> {
+/// Locks the names of these directories; one may be named twice. While one is waited for, perhaps for long, the others are free.
+pub(crate) fn lock<'a, L: Layer, U: Layer>(nodes: &[&'a Arc<Node<L, U>>]) -> Locks<'a> {
     let mut nodes: SmallVec<[&Arc<Node<L, U>>; 3]> = nodes.iter().copied().collect();
     nodes.sort_by_key(|node| node.id);
     nodes.dedup_by_key(|node| node.id);
-    nodes.iter().filter_map(|node| node.dir.as_ref()).map(|dir| dir.entries.write()).collect()
+    let dirs: SmallVec<[&DirState; 3]> = nodes.iter().filter_map(|node| node.dir.as_deref()).collect();
+    let mut waits_for = 0;
+    loop {
+        let mut locks = Locks::new();
+        locks.extend(dirs.get(waits_for).map(|dir| dir.entries.write()));
+        let others = (0..dirs.len()).filter(|&other| other != waits_for);
+        let busy = others.into_iter().find(|&other| match dirs[other].entries.try_write() {
+            Some(lock) => {
+                locks.push(lock);
+                false
+            }
+            None => true,
+        });
+        match busy {
+            Some(busy) => waits_for = busy,
+            None => return locks,
+        }
+    }
 }
 
 impl<L: Layer, U: Layer> Overlay<L, U> {

@@ -88,7 +88,6 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         }
         self.upper_dir(from.0)?;
         self.upper_dir(to.0)?;
-        let _gate = (moved.is_dir() || back.is_some_and(|node| node.is_dir())).then(|| self.gate.lock());
         let locks = match victim {
             Some(victim) if victim.is_dir() => lock(&[from.0, to.0, victim]),
             _ => lock(&[from.0, to.0]),
@@ -258,7 +257,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         }
     }
 
-    /// The path by which the layers below know a node: its own, with the redirects of those above it.
+    /// The path by which the layers below know a node: its own, with the redirects of those above it. It stays what it is whatever is
+    /// renamed meanwhile: a directory has its redirect before it has another name.
     fn lower_path(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>) -> Result<Vec<Name>> {
         if matches!(node.place(), Place::Nowhere) {
             return Err(Errno::ESTALE.into());

@@ -39,13 +39,11 @@ impl Backend for Passthrough {
     }
 
     fn getattr(&self, node: &Arc<Node>, file: Option<&File>) -> Result<Attr> {
-        let look = || {
-            let _modes = self.tree.nodes.true_modes();
-            match file {
-                Some(file) => stat::of_fd(file.fd()),
-                None => self.tree.statx(node),
-            }
+        let look = || match file {
+            Some(file) => stat::of_fd(file.fd()),
+            None => self.tree.statx(node),
         };
+        let look = || self.tree.look_truly(node, look);
         let st = self.allowed(|| directory_of(node).into_iter().collect(), look)?;
         self.tree.notice_links(node, st.stx_nlink);
         Ok(self.tree.attr(&st))

@@ -9,11 +9,12 @@ use rustix::fs::{
 };
 use splicefs_core::sys::creds::As;
 use splicefs_core::{
-    Caller, CreateFlags, Entry, Errno, Error, Make, Name, OpenFlags, Opened, RenameFlags, Result, device,
+    Caller, CreateFlags, Entry, Errno, Error, Identified, Make, Name, OpenFlags, Opened, RenameFlags, Result,
+    device,
 };
 
 use crate::file::File;
-use crate::node::{Node, Place};
+use crate::node::{Forgotten, Node, Place};
 use crate::stat;
 use crate::tree::{Tree, open_beneath, path_of};
 
@@ -65,10 +66,7 @@ impl Tree {
 
     /// The entry that was just made under `name`.
     fn found(&self, parent: &Arc<Node>, name: &Name, dir: &OwnedFd) -> Result<Entry<Node>> {
-        let _modes = self.nodes.true_modes();
-        let begun = self.begin_look();
-        let st = stat::of_name(dir.as_fd(), name.as_c_str())?;
-        self.entry(parent, name, dir, st, begun)
+        self.entry(parent, name, dir, || stat::of_name(dir.as_fd(), name.as_c_str()))
     }
 
     pub(crate) fn create(
@@ -144,9 +142,7 @@ impl Tree {
         fd: OwnedFd,
         flags: OpenFlags,
     ) -> Result<(Entry<Node>, Opened<File>)> {
-        let _modes = self.nodes.true_modes();
-        let begun = self.begin_look();
-        let entry = self.entry(parent, name, dir, stat::of_fd(&fd)?, begun)?;
+        let entry = self.entry(parent, name, dir, || stat::of_fd(&fd))?;
         let opened = self.opened(&entry.node, Arc::new(fd), flags)?;
         Ok((entry, opened))
     }
@@ -181,7 +177,7 @@ impl Tree {
         linkat(CWD, path_of(&file), &*dir, name.as_c_str(), AtFlags::SYMLINK_FOLLOW)?;
         if node.is_removed() {
             // A file made without a name (O_TMPFILE) has one now.
-            node.set_place(Place::At(parent.clone(), name.clone()));
+            drop(node.set_place(Place::At(parent.clone(), name.clone())));
         }
         self.found(parent, name, &dir)
     }
@@ -189,11 +185,12 @@ impl Tree {
     pub(crate) fn remove(&self, parent: &Arc<Node>, name: &Name, directory: bool) -> Result<()> {
         let dir = self.descriptor(parent)?;
         self.refuse_covered(parent, &dir, name)?;
-        let victim = self.victim(parent, name, &dir);
+        let mut victim = self.victim(parent, name, &dir);
         let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        let _under_way = self.nodes.moves.begin(victim.iter().map(|victim| victim.node.id()));
         unlinkat(&*dir, name.as_c_str(), flags)?;
-        if let Some(victim) = victim {
-            victim.detach(parent, name);
+        if let Some(victim) = &mut victim {
+            drop(victim.detach(parent, name));
         }
         Ok(())
     }
@@ -223,8 +220,10 @@ impl Tree {
         let exchange = flags.0 & libc::RENAME_EXCHANGE != 0;
         let moved = self.known(&from_dir, from.1);
         let back = if exchange { self.known(&to_dir, to.1) } else { None };
-        let victim = if exchange { None } else { self.victim(to.0, to.1, &to_dir) };
-        let _gate = self.nodes.rename_gate.write();
+        let mut victim = if exchange { None } else { self.victim(to.0, to.1, &to_dir) };
+        let nodes = [&moved, &back].into_iter().flatten().map(|(node, _)| node.id());
+        let nodes = nodes.chain(victim.iter().map(|victim| victim.node.id()));
+        let _under_way = self.nodes.moves.begin(nodes);
         let (from_name, to_name) = (from.1.as_c_str(), to.1.as_c_str());
         {
             let whiteout = flags.0 & libc::RENAME_WHITEOUT != 0;
@@ -237,15 +236,15 @@ impl Tree {
         {
             return Ok(());
         }
-        if let Some(victim) = victim {
-            victim.detach(to.0, to.1);
-        }
-        if let Some((moved, _)) = moved {
-            self.moved(&moved, from, to);
-        }
-        if let Some((back, _)) = back {
-            self.moved(&back, to, from);
-        }
+        // Dropped when everything is noted.
+        let _forgotten: [_; 3];
+        let _noting = self.nodes.moves.noting();
+        self.nodes.moves.moved([from.0.id(), to.0.id()]);
+        _forgotten = [
+            victim.as_mut().map(|victim| victim.detach(to.0, to.1)),
+            moved.as_ref().map(|(moved, _)| self.moved(moved, from, to)),
+            back.as_ref().map(|(back, _)| self.moved(back, to, from)),
+        ];
         Ok(())
     }
 }
@@ -259,7 +258,7 @@ struct Victim {
 
 impl Victim {
     /// The name is gone: another one, or the descriptor, is the way to the node from now on.
-    fn detach(self, parent: &Arc<Node>, name: &Name) {
-        self.node.lost_name(parent, name, self.fd, self.has_others);
+    fn detach(&mut self, parent: &Arc<Node>, name: &Name) -> Forgotten {
+        self.node.lost_name(parent, name, &mut self.fd, self.has_others)
     }
 }

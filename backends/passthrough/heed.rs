@@ -36,6 +36,10 @@ impl Tree {
         if !mounted && !needs_watch(node.identity().kind(), st.stx_nlink) {
             if node.is_at(parent, name) {
                 watches.named(parent, name, node, begun);
+                if !node.is_at(parent, name) {
+                    // Who has moved it meanwhile may not have found the name.
+                    watches.unnamed(node.id(), &Place::At(parent.clone(), name.clone()));
+                }
             }
             return Ok(st);
         }

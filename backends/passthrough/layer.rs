@@ -88,6 +88,9 @@ impl LayerSet {
         let fd = sealed.map_or_else(|| open_directory(&options.path), Ok)?;
         // What is mounted later is not in a clone. What is underneath is there to be seen, and on the clone's own mount.
         let covered = if is_sealed { None } else { self.covered.clone() };
+        if options.lends && !options.read_only {
+            self.nodes.modes.allow();
+        }
         let tree = Tree::open(self.nodes.clone(), fd, covered, false)?;
         if tree.root().identity().kind() != FileKind::Directory {
             return Err(Errno::ENOTDIR.into());

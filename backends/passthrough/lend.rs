@@ -9,22 +9,22 @@
 //! - an overlay keeps marks at directories that cannot be read.
 //!
 //! To a file of its own that it may not use (for want of `CAP_DAC_OVERRIDE`) it has no other way than to change the mode for a moment. That
-//! lets nobody in but the owner, and nobody is shown it ([`Nodes::true_modes`]). It is done in upper layers alone: a lower one is never
+//! lets nobody in but the owner, and nobody is shown it ([`crate::modes`]). It is done in upper layers alone: a lower one is never
 //! written, and what is mirrored belongs to others, too.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use parking_lot::{RwLockReadGuard, RwLockWriteGuard};
 use rustix::fs::{AtFlags, CWD, Mode, chmodat};
 use rustix::process::{getegid, geteuid, getgroups};
-use splicefs_core::{Errno, FileKind, Name, Result};
+use splicefs_core::{Errno, FileKind, Identified, Name, NodeId, Result};
 
 use crate::Passthrough;
-use crate::node::{Node, Nodes, Place};
+use crate::modes::{Changing, Modes, SPECIAL, meant};
+use crate::node::{Node, Place};
 use crate::stat;
 use crate::tree::{DEEPEST, Tree, path_of};
 
@@ -33,8 +33,6 @@ const SEARCHES: u32 = 0o100;
 /// What a file, or a directory, is used with.
 const USES_FILE: u32 = 0o600;
 const USES_DIRECTORY: u32 = 0o700;
-/// Setuid and setgid.
-const SPECIAL: u32 = 0o6000;
 const SETGID: u32 = 0o2000;
 /// Who may write beside the owner.
 const WRITTEN_BY_OTHERS: u32 = 0o022;
@@ -45,13 +43,8 @@ const LEASE_WAITS: usize = 3000;
 thread_local! {
     /// The calling thread has lent itself rights.
     static LENDS: Cell<bool> = const { Cell::new(false) };
-}
-
-impl Nodes {
-    /// Keeps modes what they are meant to be. One who has lent itself rights sees them, and is not to show them.
-    pub(crate) fn true_modes(&self) -> Option<RwLockReadGuard<'_, ()>> {
-        (!LENDS.get()).then(|| self.modes.read())
-    }
+    /// The nodes whose modes are wider for it.
+    static LENT: RefCell<Vec<NodeId>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Whether the calling thread has lent itself rights, and so is to wait for nothing.
@@ -59,12 +52,19 @@ pub(crate) fn lends() -> bool {
     LENDS.get()
 }
 
-/// As long as it lives, the calling thread has rights lent; then all modes are as before.
+/// For one who is about to change the mode of `node`, which is to be what it is meant to be: not for the calling thread, which may
+/// have lent itself the right to do so.
+pub(crate) fn change_mode<'a>(modes: &'a Modes, node: &Node) -> Option<Changing<'a>> {
+    let is_own = LENT.with_borrow(|lent| lent.contains(&node.id()));
+    if is_own { None } else { modes.change(node.id()) }
+}
+
+/// As long as it lives, the calling thread has rights lent; then all modes are as before, but those that others have wider, too.
 #[must_use]
 struct Lent<'a> {
-    /// What was changed, in that order, and its mode before.
-    before: Vec<(Arc<OwnedFd>, u32)>,
-    _alone: RwLockWriteGuard<'a, ()>,
+    /// What is wider, in the order in which it was made so.
+    wider: Vec<(NodeId, Arc<OwnedFd>)>,
+    modes: &'a Modes,
 }
 
 fn set_mode(fd: &OwnedFd, mode: u32) -> Result<()> {
@@ -76,18 +76,26 @@ fn is_own_group(gid: u32) -> Result<bool> {
 }
 
 impl<'a> Lent<'a> {
-    fn new(nodes: &'a Nodes) -> Self {
-        let alone = nodes.modes.write();
+    fn new(modes: &'a Modes) -> Self {
         LENDS.set(true);
-        Self { before: Vec::new(), _alone: alone }
+        Self { wider: Vec::new(), modes }
     }
 
-    /// Adds rights of the owner's to those that `fd` gives, if that is the daemon.
-    fn add(&mut self, fd: Arc<OwnedFd>, rights: u32) -> Result<()> {
+    /// Adds rights of the owner's to those that `fd`, a descriptor of the node, gives, if that is the daemon.
+    fn add(&mut self, node: NodeId, fd: Arc<OwnedFd>, rights: u32) -> Result<()> {
+        let changing = self.modes.switch(node);
         let st = stat::of_fd(&fd)?;
         let mode = u32::from(st.stx_mode) & 0o7777;
+        let is_enough = mode & rights == rights;
         // What another owns is open to the daemon as it was, or not at all.
-        if mode & rights == rights || st.stx_uid != geteuid().as_raw() {
+        if st.stx_uid != geteuid().as_raw() || (is_enough && changing.lent().is_none()) {
+            return Ok(());
+        }
+        if is_enough {
+            // As others have it; and it is to stay so when they are done.
+            changing.lend(mode);
+            self.wider.push((node, fd));
+            LENT.with_borrow_mut(|lent| lent.push(node));
             return Ok(());
         }
         // chmod(2) takes the setgid bit from who is not in the group. And others who write a file just then clear both bits, which must not
@@ -97,28 +105,37 @@ impl<'a> Lent<'a> {
         if !is_safe || (mode & SETGID != 0 && !is_own_group(st.stx_gid)?) {
             return Err(Errno::EACCES.into());
         }
-        set_mode(&fd, mode | rights)?;
-        self.before.push((fd, mode));
+        changing.lend(mode);
+        if let Err(e) = set_mode(&fd, mode | rights) {
+            changing.give_back();
+            return Err(e);
+        }
+        self.wider.push((node, fd));
+        LENT.with_borrow_mut(|lent| lent.push(node));
         Ok(())
     }
 }
 
 /// The mode that was `before`, without what a write has cleared meanwhile.
 fn restore(fd: &OwnedFd, before: u32) -> Result<()> {
-    let special =
-        if before & SPECIAL == 0 { 0 } else { before & u32::from(stat::of_fd(fd)?.stx_mode) & SPECIAL };
-    set_mode(fd, before & !SPECIAL | special)
+    let now = if before & SPECIAL == 0 { 0 } else { u32::from(stat::of_fd(fd)?.stx_mode) };
+    set_mode(fd, meant(before, now))
 }
 
 impl Drop for Lent<'_> {
     fn drop(&mut self) {
-        for (fd, mode) in self.before.iter().rev() {
-            if let Err(e) = restore(fd, *mode) {
+        for (node, fd) in self.wider.iter().rev() {
+            let changing = self.modes.switch(*node);
+            if let Some((before, 1)) = changing.lent()
+                && let Err(e) = restore(fd, before)
+            {
                 log::error!(
-                    "the mode of a file or directory of the upper layer stays too wide, {mode:o} was refused: {e}"
+                    "the mode of a file or directory of the upper layer stays too wide, {before:o} was refused: {e}"
                 );
             }
+            changing.give_back();
         }
+        LENT.with_borrow_mut(Vec::clear);
         LENDS.set(false);
     }
 }
@@ -129,7 +146,7 @@ impl Tree {
     /// # Errors
     /// `EACCES` where a mode cannot be changed for a moment without losing something.
     fn lend(&self, nodes: &[Arc<Node>]) -> Result<Lent<'_>> {
-        let mut lent = Lent::new(&self.nodes);
+        let mut lent = Lent::new(&self.nodes.modes);
         for node in nodes {
             let directories = directories_to(node);
             // A file that is a lower layer's, too, may have been found there.
@@ -138,11 +155,12 @@ impl Tree {
             }
             if node.descriptor_at_hand().is_none() {
                 for directory in directories.iter().rev() {
-                    lent.add(self.descriptor(directory)?, SEARCHES)?;
+                    lent.add(directory.id(), self.descriptor(directory)?, SEARCHES)?;
                 }
             }
             let is_directory = node.identity().kind() == FileKind::Directory;
-            lent.add(self.descriptor(node)?, if is_directory { USES_DIRECTORY } else { USES_FILE })?;
+            let rights = if is_directory { USES_DIRECTORY } else { USES_FILE };
+            lent.add(node.id(), self.descriptor(node)?, rights)?;
         }
         Ok(lent)
     }
@@ -171,7 +189,7 @@ pub(crate) fn directory_of(node: &Node) -> Option<Arc<Node>> {
 
 impl Passthrough {
     /// Does `what`, which the kernel has allowed: if the daemon may not, then with the right to use `nodes`, where they are its own. An open that
-    /// finds a lease is tried again until it is given back: nobody else can look at anything while rights are lent.
+    /// finds a lease is tried again until it is given back: who sets a mode waits while it is lent.
     pub(crate) fn allowed<T>(
         &self,
         nodes: impl FnOnce() -> Vec<Arc<Node>>,

@@ -14,6 +14,8 @@ mod fsclass;
 mod heed;
 mod layer;
 mod lend;
+mod modes;
+mod moves;
 mod node;
 mod setattr;
 mod stat;

@@ -4,11 +4,13 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use splicefs_core::{Identified, Living, Name, NodeId};
 
 use crate::descriptors::Descriptors;
 use crate::fsclass::FsClasses;
+use crate::modes::Modes;
+use crate::moves::Moves;
 use crate::stat::Identity;
 use crate::watch::Watches;
 
@@ -37,6 +39,14 @@ struct Whereabouts {
 
 /// A name in a directory.
 type Link = (Arc<Node>, Name);
+
+/// Ways to a node that lead there no more: to be dropped after the locks, since a directory may go with them.
+#[must_use]
+pub(crate) struct Forgotten(#[allow(dead_code)] Option<Place>, #[allow(dead_code)] Vec<Link>);
+
+impl Forgotten {
+    pub(crate) const NOTHING: Self = Self(None, Vec::new());
+}
 
 /// Further ways to a node. Few nodes have any.
 #[derive(Debug, Default)]
@@ -110,26 +120,25 @@ impl Node {
     }
 
     /// Moves the node, unless it is a root.
-    pub(crate) fn set_place(&self, place: Place) {
-        // The old place may hold the last reference to a directory: it is dropped after the lock.
+    pub(crate) fn set_place(&self, place: Place) -> Forgotten {
         let old = {
             let mut whereabouts = self.whereabouts.lock();
             if matches!(whereabouts.place, Place::Root(_)) {
-                return;
+                return Forgotten(Some(place), Vec::new());
             }
             std::mem::replace(&mut whereabouts.place, place)
         };
         self.left(&old);
+        Forgotten(Some(old), Vec::new())
     }
 
     /// The node is found under `name` in `parent` from now on, and has `links` names: those that it was found by before stay known.
-    pub(crate) fn found_at(&self, parent: &Arc<Self>, name: &Name, links: u32) {
+    pub(crate) fn found_at(&self, parent: &Arc<Self>, name: &Name, links: u32) -> Forgotten {
         let new = Place::At(parent.clone(), name.clone());
-        // What is dropped, perhaps the last reference to a directory, is dropped after the lock.
-        let (old, _forgotten) = {
+        let (old, forgotten) = {
             let mut whereabouts = self.whereabouts.lock();
             if matches!(whereabouts.place, Place::Root(_)) {
-                return;
+                return Forgotten::NOTHING;
             }
             let mut forgotten: Vec<_> = whereabouts.forget_name(parent, name).into_iter().collect();
             let old = std::mem::replace(&mut whereabouts.place, new);
@@ -144,22 +153,23 @@ impl Node {
             (old, forgotten)
         };
         self.left(&old);
+        Forgotten(Some(old), forgotten)
     }
 
-    /// The name is gone, and the file `has_others`. `fd` is a descriptor of it, of one that was found there last.
+    /// The name is gone, and the file `has_others`. `fd` is a descriptor of it, of one that was found there last; it is taken if it is
+    /// needed.
     pub(crate) fn lost_name(
         &self,
         parent: &Arc<Self>,
         name: &Name,
-        mut fd: Option<Arc<OwnedFd>>,
+        fd: &mut Option<Arc<OwnedFd>>,
         has_others: bool,
-    ) {
-        // Dropped after the lock is what is not needed, the descriptor too.
-        let (old, _forgotten) = {
+    ) -> Forgotten {
+        let (old, forgotten) = {
             let mut whereabouts = self.whereabouts.lock();
-            let forgotten = whereabouts.forget_name(parent, name);
+            let forgotten = whereabouts.forget_name(parent, name).into_iter().collect();
             if !whereabouts.is_at(parent, name) {
-                return;
+                return Forgotten(None, forgotten);
             }
             let another = if has_others { whereabouts.take_name() } else { None };
             let held = if has_others { Place::Held } else { Place::Pinned };
@@ -167,24 +177,30 @@ impl Node {
             (std::mem::replace(&mut whereabouts.place, new), forgotten)
         };
         self.left(&old);
+        Forgotten(Some(old), forgotten)
     }
 
     /// The name `from` is `to` now.
-    pub(crate) fn renamed(&self, from: (&Arc<Self>, &Name), to: (&Arc<Self>, &Name)) {
+    pub(crate) fn renamed(&self, from: (&Arc<Self>, &Name), to: (&Arc<Self>, &Name)) -> Forgotten {
         let new = (to.0.clone(), to.1.clone());
-        let (old, _forgotten) = {
+        let (old, forgotten) = {
             let mut whereabouts = self.whereabouts.lock();
-            let forgotten = [from, to].map(|(parent, name)| whereabouts.forget_name(parent, name));
+            let forgotten = [from, to].into_iter();
+            let forgotten =
+                forgotten.filter_map(|(parent, name)| whereabouts.forget_name(parent, name)).collect();
             match &whereabouts.place {
-                Place::Root(_) => return,
+                Place::Root(_) => return Forgotten(None, forgotten),
+                // Found by its new name already.
+                Place::At(..) if whereabouts.is_at(to.0, to.1) => return Forgotten(None, forgotten),
                 Place::At(..) if !whereabouts.is_at(from.0, from.1) => {
                     whereabouts.other.get_or_insert_default().names.push(new);
-                    return;
+                    return Forgotten(None, forgotten);
                 }
                 _ => (std::mem::replace(&mut whereabouts.place, Place::At(new.0, new.1)), forgotten),
             }
         };
         self.left(&old);
+        Forgotten(Some(old), forgotten)
     }
 
     /// The file is not `there`, where it was looked for: whether there is another place to look, by another name that it was found by, or where
@@ -254,7 +270,7 @@ impl Drop for Node {
 /// Every node that lives, by identity: hard links are one node. Trees that share one may overlap: what both lead to is
 /// one node then, if both lead to it on the same mount.
 ///
-/// Lock order: the rename gate comes first, before a node's whereabouts.
+/// Lock order: `moves`, then a node's whereabouts; `modes` are a leaf.
 #[derive(Debug)]
 pub(crate) struct Nodes {
     next: AtomicU64,
@@ -263,15 +279,10 @@ pub(crate) struct Nodes {
     pub(crate) classes: FsClasses,
     /// Where changes by others are heard of.
     pub(crate) watches: Option<Watches>,
-    /// Held for writing over a rename and the change of places that follows it, for reading while a node is found
-    /// again by its place: so that no one looks for a file under a name it has just lost. Only the slow path, where no
-    /// descriptor is at hand, takes it.
-    pub(crate) rename_gate: RwLock<()>,
-    /// Held for writing while modes are not what they are meant to be ([`crate::lend`]), for reading while one is changed, or looked at
-    /// to be shown.
-    ///
-    /// Lock order: before the rename gate.
-    pub(crate) modes: RwLock<()>,
+    /// Nobody looks for a file under a name that it has just lost.
+    pub(crate) moves: Moves,
+    /// Nobody is shown a mode that is wider than it is meant to be.
+    pub(crate) modes: Modes,
 }
 
 impl Nodes {
@@ -282,8 +293,8 @@ impl Nodes {
             descriptors: Descriptors::new(),
             classes: FsClasses::default(),
             watches,
-            rename_gate: RwLock::new(()),
-            modes: RwLock::new(()),
+            moves: Moves::default(),
+            modes: Modes::default(),
         })
     }
 
@@ -307,7 +318,7 @@ impl Nodes {
     pub(crate) fn intern_root(self: &Arc<Self>, identity: Identity, fd: &Arc<OwnedFd>) -> Arc<Node> {
         let node = self.intern(identity, || Place::Root(fd.clone()));
         // One that has been met by another way, or is a root already, lives.
-        node.set_place(Place::Root(fd.clone()));
+        drop(node.set_place(Place::Root(fd.clone())));
         node
     }
 

@@ -9,7 +9,7 @@ use rustix::fs::{
 use splicefs_core::{Attr, Caller, Errno, FileKind, Result, SetAttr, SetTime, sys};
 
 use crate::file::File;
-use crate::lend::lends;
+use crate::lend::{change_mode, lends};
 use crate::node::Node;
 use crate::stat;
 use crate::tree::{Tree, path_of};
@@ -37,14 +37,14 @@ impl Tree {
         };
         // A change of nothing is chown(2) with -1 twice, which clears setuid and setgid bits like any other.
         if change.uid.is_some() || change.gid.is_some() || *change == SetAttr::default() {
-            let _modes = self.nodes.true_modes();
+            let _changing = change_mode(&self.nodes.modes, node);
             let _guard = caller.clearing(mode_of(fd)?)?;
             let uid = change.uid.map(Uid::from_raw);
             let gid = change.gid.map(Gid::from_raw);
             chownat(fd, c"", uid, gid, AtFlags::EMPTY_PATH)?;
         }
         if let Some(mode) = change.mode {
-            let _modes = self.nodes.true_modes();
+            let _changing = change_mode(&self.nodes.modes, node);
             chmodat(CWD, path_of(fd), Mode::from_bits_retain(mode & 0o7777), AtFlags::empty())?;
         }
         if let Some(size) = change.size {
@@ -69,8 +69,7 @@ impl Tree {
                 Timestamps { last_access: timespec(change.atime), last_modification: timespec(change.mtime) };
             utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
         }
-        let _modes = self.nodes.true_modes();
-        Ok(self.attr(&stat::of_fd(fd)?))
+        Ok(self.attr(&self.look_truly(node, || stat::of_fd(fd))?))
     }
 }
 

@@ -9,9 +9,13 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Statx, openat, openat2};
 use splicefs_core::{Attr, Entry, Errno, Error, FileKind, Identified, Name, Result, sys};
 
 use crate::fsclass::FsClass;
-use crate::node::{Node, Nodes, Place};
+use crate::modes::{Seen, meant};
+use crate::moves::Count;
+use crate::node::{Forgotten, Node, Nodes, Place};
 use crate::stat::{self, Identity};
 
+/// A look that renames in the directory, or modes that come and go, outrun this often tells what it has seen.
+const LOOKS: usize = 64;
 /// No tree is this deep; a chain of parents that is has a cycle in it.
 pub(crate) const DEEPEST: usize = 1 << 16;
 
@@ -26,7 +30,8 @@ pub(crate) struct Covered {
 
 /// The source directory as nodes.
 ///
-/// Lock order: the rename gate of the nodes, then a node's whereabouts, then the leaves (node map, descriptor cache).
+/// Lock order: the moves of the nodes, then a node's whereabouts, then the leaves (node map, descriptor cache). None is held over a
+/// system call on the source.
 #[derive(Debug)]
 pub(crate) struct Tree {
     pub(crate) nodes: Arc<Nodes>,
@@ -138,31 +143,55 @@ impl Tree {
             let node = self.nodes.intern_root(self.nodes.classes.identity(&st, || Ok(fd.clone()))?, &fd);
             return Ok(Entry { attr: self.attr(&st), node });
         }
-        let _modes = self.nodes.true_modes();
-        // From the look to the note of it, no rename may come in between.
-        let _gate = self.nodes.rename_gate.read();
-        let begun = self.begin_look();
-        let st = stat::of_name(dir.as_fd(), name.as_c_str())?;
-        self.entry(parent, name, &dir, st, begun)
+        self.entry(parent, name, &dir, || stat::of_name(dir.as_fd(), name.as_c_str()))
     }
 
-    /// The entry for `st`, found under `name` in `parent` by a look that began at `begun`.
+    /// The entry for what `look` shows, which is or was found under `name` in `parent`.
     pub(crate) fn entry(
         &self,
         parent: &Arc<Node>,
         name: &Name,
         dir: &OwnedFd,
-        st: Statx,
-        begun: u64,
+        look: impl Fn() -> Result<Statx>,
     ) -> Result<Entry<Node>> {
-        let identity = self
-            .nodes
-            .classes
-            .identity(&st, || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty()))?;
-        let node = self.nodes.intern(identity, || Place::At(parent.clone(), name.clone()));
-        self.settle(&node, parent, name, st.stx_nlink);
-        let st = self.heed((parent, name, dir), &node, st, begun)?;
-        Ok(Entry { attr: self.attr(&st), node })
+        for again in (0..LOOKS).rev() {
+            let (count, modes, begun) =
+                (self.nodes.moves.count(parent.id()), self.nodes.modes.seen(), self.begin_look());
+            let st = look()?;
+            let identity = self
+                .nodes
+                .classes
+                .identity(&st, || open_beneath(dir.as_fd(), name, OFlags::PATH, Mode::empty()))?;
+            let node = self.nodes.intern(identity, || Place::At(parent.clone(), name.clone()));
+            if !self.settle(&node, parent, name, st.stx_nlink, count) && again > 0 {
+                continue;
+            }
+            let mut st = self.heed((parent, name, dir), &node, st, begun)?;
+            if self.put_right(&node, modes, &mut st) || again == 0 {
+                return Ok(Entry { attr: self.attr(&st), node });
+            }
+        }
+        Err(Errno::ESTALE.into())
+    }
+
+    /// Puts the mode right that a look after `seen` has shown, as it is meant to be. False: it is to be looked at again.
+    fn put_right(&self, node: &Node, seen: Seen, st: &mut Statx) -> bool {
+        self.nodes.modes.put_right(node.id(), seen, |before| {
+            let now = u32::from(st.stx_mode);
+            st.stx_mode = u16::try_from(now & libc::S_IFMT | meant(before, now)).unwrap_or(st.stx_mode);
+        })
+    }
+
+    /// What `look` shows of `node`, whose mode is what it is meant to be.
+    pub(crate) fn look_truly(&self, node: &Node, look: impl Fn() -> Result<Statx>) -> Result<Statx> {
+        for again in (0..LOOKS).rev() {
+            let seen = self.nodes.modes.seen();
+            let mut st = look()?;
+            if self.put_right(node, seen, &mut st) || again == 0 {
+                return Ok(st);
+            }
+        }
+        Err(Errno::ESTALE.into())
     }
 
     /// The node that `name` leads to, if it is one that lives; nothing is created.
@@ -217,31 +246,51 @@ impl Tree {
             .ok()
     }
 
-    /// Remembers that `node`, which has `links` names, was found under `name` in `parent`.
-    fn settle(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name, links: u32) {
+    /// Remembers that `node`, which has `links` names, was found under `name` in `parent` after so many renames there. False if there
+    /// was another since: it may be elsewhere.
+    fn settle(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name, links: u32, count: Count) -> bool {
+        let is_current = || self.nodes.moves.count(parent.id()) == count;
         if node.is_at(parent, name) {
-            return;
+            return is_current();
         }
-        if node.is_removed() {
-            // What this found is from before the removal.
-            return;
+        let _forgotten;
+        let _noting = self.nodes.moves.noting();
+        if !is_current() {
+            return false;
+        }
+        _forgotten = self.place(node, parent, name, links);
+        true
+    }
+
+    /// The same for one who notes moves.
+    fn place(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name, links: u32) -> Forgotten {
+        if node.is_at(parent, name) || node.is_removed() {
+            // What was found is from before the removal.
+            return Forgotten::NOTHING;
         }
         if node.identity().kind() != FileKind::Directory {
-            node.found_at(parent, name, links);
+            node.found_at(parent, name, links)
         } else if self.is_ancestor(node, parent) {
             // The source was rearranged underneath: by what is remembered the directory would contain itself.
-            node.set_place(Place::Lost);
+            node.set_place(Place::Lost)
         } else {
-            node.set_place(Place::At(parent.clone(), name.clone()));
+            node.set_place(Place::At(parent.clone(), name.clone()))
         }
     }
 
-    /// Remembers that what was `from` is `to` now.
-    pub(crate) fn moved(&self, node: &Arc<Node>, from: (&Arc<Node>, &Name), to: (&Arc<Node>, &Name)) {
+    /// Remembers that what was `from` is `to` now, for one who notes moves.
+    pub(crate) fn moved(
+        &self,
+        node: &Arc<Node>,
+        from: (&Arc<Node>, &Name),
+        to: (&Arc<Node>, &Name),
+    ) -> Forgotten {
         if node.identity().kind() == FileKind::Directory {
-            self.settle(node, to.0, to.1, 1);
-        } else if !node.is_removed() {
-            node.renamed(from, to);
+            self.place(node, to.0, to.1, 1)
+        } else if node.is_removed() {
+            Forgotten::NOTHING
+        } else {
+            node.renamed(from, to)
         }
     }
 
@@ -276,11 +325,28 @@ impl Tree {
         }
     }
 
+    /// Again where something on the way was moved meanwhile.
     fn descriptor_by_place(&self, node: &Arc<Node>) -> Result<Arc<OwnedFd>> {
-        if let Some(fd) = node.descriptor_at_hand() {
-            return Ok(fd);
+        loop {
+            let mut missed = None;
+            match self.go_to(node, &mut missed) {
+                Err(e) if e.errno() == Errno::ESTALE => {
+                    let Some((missed, parent, name)) = missed else { return Err(e) };
+                    if !self.nodes.moves.wait_for(missed.id()) && missed.is_at(&parent, &name) {
+                        return Err(e);
+                    }
+                }
+                found => return found,
+            }
         }
-        let _gate = self.nodes.rename_gate.read();
+    }
+
+    /// Goes to `node` by the places of the directories on the way. What is not in its place is `missed`, and the place.
+    fn go_to(
+        &self,
+        node: &Arc<Node>,
+        missed: &mut Option<(Arc<Node>, Arc<Node>, Name)>,
+    ) -> Result<Arc<OwnedFd>> {
         let mut way = Vec::new();
         let mut next = node.clone();
         let mut fd = loop {
@@ -291,17 +357,22 @@ impl Tree {
                 return Err(Error::fault(Errno::ELOOP, "a directory is remembered inside itself"));
             }
             let Place::At(parent, name) = next.place() else { return Err(Errno::ESTALE.into()) };
-            way.push((next, name));
+            way.push((next, parent.clone(), name));
             next = parent;
         };
-        for (node, name) in way.into_iter().rev() {
-            fd = self.descriptor_in(&node, &fd, &name)?;
+        for (node, parent, name) in way.into_iter().rev() {
+            match self.descriptor_in(&node, &fd, &name) {
+                Ok(found) => fd = found,
+                Err(e) => {
+                    *missed = Some((node, parent, name));
+                    return Err(e);
+                }
+            }
         }
         Ok(fd)
     }
 
-    /// A descriptor of `node`, which was found under `name` in `dir`. For one who holds the rename gate: to take it again would
-    /// wait for a rename that waits for it.
+    /// A descriptor of `node`, which was found under `name` in `dir`.
     pub(crate) fn descriptor_in(&self, node: &Arc<Node>, dir: &OwnedFd, name: &Name) -> Result<Arc<OwnedFd>> {
         if let Some(fd) = node.descriptor_at_hand() {
             return Ok(fd);

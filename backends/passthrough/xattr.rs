@@ -8,19 +8,29 @@ use rustix::fs::{
     AtFlags, CWD, Mode, XattrFlags as OsFlags, chmodat, getxattr, listxattr, removexattr, setxattr,
 };
 use splicefs_core::sys::creds::As;
-use splicefs_core::{Caller, Result, XattrFlags};
+use splicefs_core::{Caller, Identified, Result, XattrFlags};
 
+use crate::lend::change_mode;
+use crate::modes::correct_acl;
 use crate::node::Node;
 use crate::setattr::mode_of;
 use crate::tree::{Tree, path_of};
 
+const ACCESS_ACL: &CStr = c"system.posix_acl_access";
+
 impl Tree {
     pub(crate) fn get_xattr(&self, node: &Arc<Node>, name: &CStr, limit: usize) -> Result<Vec<u8>> {
         let fd = self.descriptor(node)?;
-        let _modes = self.nodes.true_modes();
-        let mut value = Vec::with_capacity(limit);
-        getxattr(path_of(&fd), name, spare_capacity(&mut value))?;
-        Ok(value)
+        loop {
+            let seen = self.nodes.modes.seen();
+            let mut value = Vec::with_capacity(limit);
+            getxattr(path_of(&fd), name, spare_capacity(&mut value))?;
+            // An access ACL is a mode as well.
+            let correct = |mode| correct_acl(&mut value, mode);
+            if name != ACCESS_ACL || self.nodes.modes.put_right(node.id(), seen, correct) {
+                return Ok(value);
+            }
+        }
     }
 
     pub(crate) fn list_xattr(&self, node: &Arc<Node>, limit: usize) -> Result<Vec<u8>> {
@@ -42,8 +52,7 @@ impl Tree {
         flags: XattrFlags,
     ) -> Result<()> {
         let fd = self.descriptor(node)?;
-        // An access ACL is a mode as well.
-        let _modes = self.nodes.true_modes();
+        let _changing = if name == ACCESS_ACL { change_mode(&self.nodes.modes, node) } else { None };
         let set =
             || setxattr(path_of(&fd), name, value, OsFlags::from_bits_retain(flags.flags.cast_unsigned()));
         if !flags.kill_sgid {
@@ -63,7 +72,7 @@ impl Tree {
 
     pub(crate) fn remove_xattr(&self, node: &Arc<Node>, name: &CStr) -> Result<()> {
         let fd = self.descriptor(node)?;
-        let _modes = self.nodes.true_modes();
+        let _changing = if name == ACCESS_ACL { change_mode(&self.nodes.modes, node) } else { None };
         Ok(removexattr(path_of(&fd), name)?)
     }
 }

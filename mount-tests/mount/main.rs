@@ -14,6 +14,7 @@ mod cli;
 mod creds;
 mod differential;
 mod direct;
+mod hanging;
 mod harness;
 mod late;
 mod mapped;

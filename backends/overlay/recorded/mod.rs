@@ -10,6 +10,7 @@
 //! files belong to whom they really belong to.
 
 mod backend;
+mod changes;
 mod names;
 mod record;
 
@@ -17,7 +18,6 @@ use std::ffi::CStr;
 use std::fmt;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use splicefs_core::sys::creds::has_special_bits;
 use splicefs_core::{
     Attr, Caller, Errno, Error, FileKind, Identified, Layer, Result, SetAttr, XattrFlags, ownership,
@@ -25,6 +25,7 @@ use splicefs_core::{
 
 use crate::Lower;
 use crate::attributes::XATTR_MAX;
+use changes::Changes;
 use names::Store;
 use record::{Record, Type};
 
@@ -46,8 +47,6 @@ const UNRECORDED_FILE: u32 = 0o600;
 const UNRECORDED_DIRECTORY: u32 = 0o700;
 
 const CAPABILITY: &CStr = c"security.capability";
-/// Locks for changes of records: as many as there may usefully be at once.
-const LOCKS: usize = 16;
 
 /// A layer with or without records.
 pub struct Recorded<B: Layer> {
@@ -55,8 +54,8 @@ pub struct Recorded<B: Layer> {
     store: Option<Store>,
     /// Other layers may have records, whose attributes none shows then.
     recorded: bool,
-    /// Held from reading a record to writing it, by the node's id. Lock order: a leaf but for the layer's own.
-    changes: [Mutex<()>; LOCKS],
+    /// Nobody else changes a record between reading and writing it.
+    changes: Changes,
 }
 
 /// An open file, and the node whose record counts for it.
@@ -182,8 +181,7 @@ impl<B: Layer> Recorded<B> {
         node: &Arc<B::Node>,
         change: impl FnOnce(&mut Record),
     ) -> Result<()> {
-        let lock = usize::try_from(node.id().0 % LOCKS as u64).unwrap_or(0);
-        let _changing = self.changes[lock].lock();
+        let _changing = self.changes.begin(node.id());
         let real = self.inner.getattr(node, None)?;
         let known = self.read(store, node, &real)?;
         let mut record = known.unwrap_or_else(|| Record::of(&real));
