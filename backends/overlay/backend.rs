@@ -2,12 +2,14 @@
 
 use std::ffi::CStr;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use splicefs_core::{
-    Attr, Backend, Caller, Cookie, CreateFlags, DirSink, Entry, Errno, Ioctl, Layer, Make, Name, OpenFlags,
-    Opened, Ownership, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span, StatFs, WriteMode, XattrFlags,
+    Attr, Backend, Caller, Cookie, CreateFlags, DirSink, Entry, Errno, FileKind, Ioctl, Layer, Make, Name,
+    NodeId, OpenFlags, Opened, Ownership, Protection, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span,
+    StatFs, WriteMode, XattrFlags,
 };
 
 use crate::file::File;
@@ -147,6 +149,20 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
 
     fn only_grows(&self, file: &Self::File) -> Result<bool> {
         Ok(self.protection(&file.node)?.append)
+    }
+
+    fn may_refuse_writes(&self, node: &Arc<Self::Node>) -> bool {
+        // What cannot be looked at may be refused.
+        node.kind == FileKind::Regular
+            && (!node.has_upper_data() || self.protection(node).map_or(true, Protection::any))
+    }
+
+    fn take_changed(&self) -> Vec<NodeId> {
+        self.changed_owners.take()
+    }
+
+    fn path_of(&self, node: &Arc<Self::Node>) -> Option<PathBuf> {
+        node.path()
     }
 
     fn mode(&self, file: &Self::File) -> Result<u32> {

@@ -33,6 +33,16 @@ pub enum Xino {
     Off,
 }
 
+/// Who owns a copy whose owner or group the daemon may not give (`copyup_owner=`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CopyupOwner {
+    /// Nobody: the change that needs the copy is refused, as the kernel refuses it.
+    Keep,
+    /// The daemon's user, and its group where the group cannot be given either. Permissions are narrowed, so that nobody but
+    /// that user gains any.
+    Mounter,
+}
+
 /// How layers are merged.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
@@ -54,6 +64,8 @@ pub struct Config {
     pub owners: Owners,
     /// Files have POSIX ACLs.
     pub acls: bool,
+    /// Whose a copy is, if not whose the lower file is.
+    pub copyup_owner: CopyupOwner,
 }
 
 impl Default for Config {
@@ -68,6 +80,7 @@ impl Default for Config {
             static_nlink: false,
             owners: Owners::default(),
             acls: true,
+            copyup_owner: CopyupOwner::Keep,
         }
     }
 }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use splicefs_core::{
-    Attr, Caller, CreateFlags, Errno, Error, FileKind, Identified, Layer, Make, Name, OpenFlags, Result,
-    SetAttr, XattrFlags,
+    Attr, Backend, Caller, CreateFlags, Errno, Error, FileKind, Identified, Layer, Make, Name, OpenFlags,
+    Opened, Result, SetAttr, XattrFlags,
 };
 
 use crate::Overlay;
@@ -22,6 +22,8 @@ use crate::marks::Mark;
 use crate::node::{Node, Place};
 use crate::work::Changes;
 
+/// A lower file that is changed this often while it is copied up is busy.
+pub(crate) const VERSIONS: usize = 16;
 /// Who loses the race for a directory that is being renamed this often is told so.
 const ATTEMPTS: usize = 64;
 /// An attribute that chown(2) and writing clear.
@@ -38,6 +40,12 @@ pub(crate) enum Need {
     Upto(u64),
 }
 
+/// The copy is to be opened before anybody sees it: by whom, and how.
+pub(crate) type OpenCopy<'a> = Option<(&'a Caller, OpenFlags)>;
+
+/// The counterpart of a node; the open file, if it was to be opened and was made just now.
+type Copied<U> = (Arc<<U as Backend>::Node>, Option<Opened<<U as Backend>::File>>);
+
 /// A counterpart that no one sees yet.
 struct Prepared<U: Layer> {
     node: Arc<U::Node>,
@@ -45,6 +53,8 @@ struct Prepared<U: Layer> {
     temp: Option<Name>,
     /// Keeps a file without a name alive until it has one.
     file: Option<U::File>,
+    /// The file that was to be opened.
+    opened: Option<Opened<U::File>>,
     /// What it says of the lower file it is a copy of.
     origin: Option<Vec<u8>>,
     /// It is to be found by all names of the lower file.
@@ -52,6 +62,8 @@ struct Prepared<U: Layer> {
     /// How many names the lower file has.
     lower_links: u32,
     metacopy: bool,
+    /// It has the owner and the group of the lower file.
+    has_owner: bool,
 }
 
 impl<L: Layer, U: Layer> Overlay<L, U> {
@@ -61,14 +73,32 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     /// `EROFS` without an upper layer, and whatever keeps the copy from being
     /// complete. Nothing has changed then.
     pub(crate) fn copy_up(&self, node: &Arc<Node<L, U>>, need: Need) -> Result<Arc<U::Node>> {
+        Ok(self.copy_up_and_open(node, need, None)?.0)
+    }
+
+    /// Copies a file up without its contents and opens it, in one step: where it cannot be opened it is not copied up. `None` where
+    /// there is a counterpart already.
+    ///
+    /// # Errors
+    /// As [`Overlay::copy_up`], and those of opening.
+    pub(crate) fn copy_up_truncated(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node<L, U>>,
+        flags: OpenFlags,
+    ) -> Result<Option<Opened<U::File>>> {
+        Ok(self.copy_up_and_open(node, Need::Upto(0), Some((caller, flags)))?.1)
+    }
+
+    fn copy_up_and_open(&self, node: &Arc<Node<L, U>>, need: Need, open: OpenCopy<'_>) -> Result<Copied<U>> {
         let upper = self.changes()?;
         if let Some(counterpart) = self.copied(node, need) {
-            return Ok(counterpart);
+            return Ok((counterpart, None));
         }
         for above in Self::lower_ancestors(node).into_iter().rev() {
-            self.copy_up_one(upper, &above, Need::Attributes)?;
+            self.copy_up_one(upper, &above, Need::Attributes, None)?;
         }
-        self.copy_up_one(upper, node, need)
+        self.copy_up_one(upper, node, need, open)
     }
 
     /// The directories above a node that have no counterpart yet, the nearest first.
@@ -85,16 +115,22 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         above
     }
 
-    fn copy_up_one(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>, need: Need) -> Result<Arc<U::Node>> {
+    fn copy_up_one(
+        &self,
+        upper: &Changes<U>,
+        node: &Arc<Node<L, U>>,
+        need: Need,
+        open: OpenCopy<'_>,
+    ) -> Result<Copied<U>> {
         let _copying = node.copying.lock();
         if let Some(counterpart) = self.copied(node, need) {
-            return Ok(counterpart);
+            return Ok((counterpart, None));
         }
         if let Some(counterpart) = node.upper() {
             self.copy_up_data(upper, node, counterpart)?;
-            return Ok(counterpart.clone());
+            return Ok((counterpart.clone(), None));
         }
-        let prepared = self.prepare(upper, node, need)?;
+        let prepared = self.prepare(upper, node, need, open)?;
         self.publish(upper, node, prepared)
     }
 
@@ -103,17 +139,36 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         node.upper().filter(|_| enough).cloned()
     }
 
-    /// Makes the counterpart, complete in everything but its name.
-    fn prepare(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>, need: Need) -> Result<Prepared<U>> {
-        let lower = Self::topmost(node)?;
-        let layer = &self.lowers[lower.layer()].layer;
-        let attr = layer.getattr(&lower.node, None)?;
-        let mut prepared = self.prepare_bare(upper, node, &attr)?;
-        let finished = self.finish_prepared(upper, node, &attr, need, &mut prepared);
-        if let (Err(_), Some(temp)) = (&finished, &prepared.temp) {
-            upper.discard(&upper.work, temp);
+    /// Makes the counterpart, complete in everything but its name, and of one version of the lower file: if that was changed meanwhile,
+    /// another one is made.
+    ///
+    /// # Errors
+    /// `EBUSY` if it is being changed all the time.
+    fn prepare(
+        &self,
+        upper: &Changes<U>,
+        node: &Arc<Node<L, U>>,
+        need: Need,
+        open: OpenCopy<'_>,
+    ) -> Result<Prepared<U>> {
+        for _ in 0..VERSIONS {
+            let version = self.lower_version(node)?;
+            let mut prepared = self.prepare_bare(upper, node, &version.attr)?;
+            let finished = self.finish_prepared(upper, node, &version.attr, (need, open), &mut prepared);
+            let is_current = finished.is_ok() && self.is_current(node, &version)?;
+            if is_current {
+                return Ok(prepared);
+            }
+            if let Some(temp) = &prepared.temp {
+                upper.discard(&upper.work, temp);
+            }
+            if let Err(e) = finished
+                && self.is_current(node, &version)?
+            {
+                return Err(e);
+            }
         }
-        finished.map(|()| prepared)
+        Err(Error::fault(Errno::EBUSY, "a lower file was changed again and again while it was copied up"))
     }
 
     fn prepare_bare(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>, attr: &Attr) -> Result<Prepared<U>> {
@@ -122,10 +177,12 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             node,
             temp,
             file,
+            opened: None,
             origin: None,
             indexed: false,
             lower_links: 1,
             metacopy: false,
+            has_owner: true,
         };
         if node.kind == FileKind::Regular {
             match upper.layer.tmpfile(&Caller::DAEMON, &upper.work, 0o600, flags) {
@@ -159,7 +216,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         upper: &Changes<U>,
         node: &Arc<Node<L, U>>,
         attr: &Attr,
-        need: Need,
+        (need, open): (Need, OpenCopy<'_>),
         prepared: &mut Prepared<U>,
     ) -> Result<()> {
         let lower = Self::topmost(node)?;
@@ -177,8 +234,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             upper.layer.setattr(&Caller::DAEMON, &prepared.node, Some(file), &size)?;
         }
         let to = (&upper.layer, &prepared.node, prepared.file.as_ref());
-        self.config.copy_owner_and_xattrs((layer, &lower.node), to, attr)?;
+        let copy = self.config.copy_owner_and_xattrs((layer, &lower.node), to, attr)?;
         self.copy_flags(upper, node, attr, (&prepared.node, prepared.file.as_ref()))?;
+        prepared.has_owner = copy.has_owner;
         prepared.indexed = self.indexed(lower, attr).is_some();
         // One of several names that becomes a file of its own is no copy of the others' file (c->origin in copy_up.c).
         if prepared.indexed || node.kind == FileKind::Directory || attr.nlink == 1 {
@@ -191,8 +249,17 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         if prepared.metacopy {
             self.marks.set(&upper.layer, &prepared.node, Mark::Metacopy, b"")?;
         }
+        if let Some((caller, flags)) = open {
+            let flags = OpenFlags(flags.0 & !libc::O_TRUNC);
+            prepared.opened = Some(upper.layer.open(caller, &prepared.node, flags)?);
+        }
         // A user may set nothing on a file of mode 0444 but its mode and times.
-        attributes::set_mode_and_times(to, attr)?;
+        attributes::set_mode_and_times(to, &Attr { mode: copy.mode, ..*attr })?;
+        if let Some((caller, _)) = open {
+            // What truncating does besides: it sets the time, and clears setuid and setgid bits.
+            let cut = SetAttr { size: Some(0), ..SetAttr::default() };
+            upper.layer.setattr(caller, &prepared.node, prepared.file.as_ref(), &cut)?;
+        }
         match &prepared.file {
             Some(file) => self.durable(&upper.layer, file),
             None => Ok(()),
@@ -200,7 +267,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     }
 
     /// Copies the first `len` of the `size` bytes of a lower file.
-    fn copy_data(
+    pub(crate) fn copy_data(
         &self,
         upper: &Changes<U>,
         node: &Node<L, U>,
@@ -240,13 +307,13 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         upper: &Changes<U>,
         node: &Arc<Node<L, U>>,
         prepared: Prepared<U>,
-    ) -> Result<Arc<U::Node>> {
+    ) -> Result<Copied<U>> {
         let shown = self.try_publish(upper, node, &prepared);
         if let (Err(_), Some(temp)) = (&shown, &prepared.temp) {
             upper.discard(&upper.work, temp);
         }
         shown?;
-        Ok(prepared.node)
+        Ok((prepared.node, prepared.opened))
     }
 
     fn try_publish(&self, upper: &Changes<U>, node: &Arc<Node<L, U>>, prepared: &Prepared<U>) -> Result<()> {
@@ -322,6 +389,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             node.set_ino(self.own_ino(upper.layer.getattr(&prepared.node, prepared.file.as_ref())?.ino));
         }
         node.set_upper(prepared.node.clone());
+        if !prepared.has_owner {
+            self.changed_owners.add(node.id);
+        }
         Ok(())
     }
 
@@ -363,8 +433,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             Err(e) if matches!(e.errno(), Errno::ENODATA | Errno::EOPNOTSUPP) => None,
             Err(e) => return Err(e),
         };
-        // All of it, whatever is cut off then: the file has its full size already, and a hole where data is missing.
-        self.copy_data(upper, node, &opened.file, attr.size, attr.size)?;
+        self.copy_data_of_one_version(upper, node, &opened.file, attr.size)?;
         if let Some(value) = capability {
             let flags = XattrFlags { flags: 0, kill_sgid: false };
             upper.layer.setxattr(&Caller::DAEMON, counterpart, CAPABILITY, &value, flags)?;

@@ -66,7 +66,11 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let truncates = flags.has(libc::O_TRUNC);
         if flags.writes() || truncates {
             let lower = node.upper().is_none();
-            self.copy_up(node, if truncates { Need::Upto(0) } else { Need::All })?;
+            if !truncates {
+                self.copy_up(node, Need::All)?;
+            } else if let Some(opened) = self.copy_up_truncated(caller, node, flags)? {
+                return Ok(Opened { changed: true, ..File::upper(node.clone(), flags, opened) });
+            }
             return Ok(Opened { changed: lower, ..self.open_upper(caller, node, flags)? });
         }
         if node.has_upper_data() {
@@ -238,6 +242,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     ) -> Result<Attr> {
         self.changes()?;
         self.check_setting(node, change)?;
+        self.config.check_set_id(caller, node.kind, change)?;
         let change = &self.config.owners.change(change);
         let cut = SetAttr { size: change.size, mtime: change.mtime, ..SetAttr::default() };
         let need = match change.size {
@@ -245,6 +250,8 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             // tells the time, too, if it has a writeback cache.
             Some(size) if *change == cut => Need::Upto(size),
             Some(_) => Need::All,
+            // What changes nothing asks whether the file could be written.
+            None if *change == SetAttr::default() => Need::All,
             None => Need::Attributes,
         };
         let mut change = *change;

@@ -105,7 +105,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
     /// The attributes of a node as callers see them, from those of its topmost counterpart.
     pub(crate) fn shown(&self, node: &Node<L, U>, mut attr: Attr) -> Result<Attr> {
         attr.ino = node.ino();
-        self.config.owners.show(&mut attr);
+        self.config.show_owner(&mut attr);
         let upper = node.upper().is_some();
         if node.kind == FileKind::Directory {
             // As the kernel says of merged directories: find(1) takes 1 for "not known".

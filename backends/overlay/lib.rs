@@ -3,7 +3,7 @@
 //! - what the layers have under a name: `resolve`, with the marks they leave on disk (`marks`, `origin`)
 //! - nodes, what they have in lower layers, and their inode numbers: `node`, `lowers`, `inode`
 //! - bringing things up: `copyup`, `data`, and `work`, the directory where changes are prepared
-//! - what a copy takes over besides the data: `attributes`, `protect`; layers with owners in an attribute: `recorded`
+//! - what a copy takes over besides the data: `attributes`, `copyup_owner`, `protect`; layers with owners in an attribute: `recorded`
 //! - changes: `create`, `remove`, `rename`, `xattr`; directories: `listing` and `stream`; open files: `file`
 //!
 //! No data passes through here: an open file is a file of one of the layers, and the plan of a read is that layer's. A
@@ -13,6 +13,7 @@ mod attributes;
 mod backend;
 mod config;
 mod copyup;
+mod copyup_owner;
 mod create;
 mod data;
 mod entries;
@@ -32,6 +33,7 @@ mod rename;
 mod resolve;
 mod stream;
 mod uptree;
+mod version;
 mod work;
 mod xattr;
 
@@ -40,13 +42,14 @@ use std::sync::Arc;
 
 use splicefs_core::{Errno, FileKind, Layer, Result};
 
-pub use config::{Config, Namespace, Redirect, Xino};
+pub use config::{Config, CopyupOwner, Namespace, Redirect, Xino};
 pub use file::File;
 pub use node::Node;
 pub use owners::{IdRange, Ids, Owners};
 pub use recorded::{Recorded, RecordedFile, Records};
 pub use stream::Dir;
 
+use copyup_owner::ChangedOwners;
 use inode::Numbers;
 use lowers::{Hides, LayerIndex, LowerDir, LowerNode, Lowers};
 use marks::{Marks, Opaque};
@@ -83,6 +86,8 @@ pub struct Overlay<L: Layer, U: Layer> {
     upper: Option<Changes<U>>,
     nodes: Arc<Nodes<L, U>>,
     root: Arc<Node<L, U>>,
+    /// Nodes whose copies have another owner than the lower files.
+    changed_owners: ChangedOwners,
 }
 
 impl<L: Layer, U: Layer> Overlay<L, U> {
@@ -119,7 +124,19 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         let nodes = Nodes::new();
         let parts = Parts::new(FileKind::Directory, ino, Place::Root);
         let root = nodes.intern(None, Parts { upper: root, lowers: merged, hides, ..parts });
-        Ok(Self { config, marks, numbers, lowers, lower_roots, has_handles, upper, nodes, root })
+        let changed_owners = ChangedOwners::default();
+        Ok(Self {
+            config,
+            marks,
+            numbers,
+            lowers,
+            lower_roots,
+            has_handles,
+            upper,
+            nodes,
+            root,
+            changed_owners,
+        })
     }
 
     /// The upper layer.

@@ -1,5 +1,6 @@
 //! Nodes: what a name of the merged tree leads to, and where it is in the layers.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
@@ -313,6 +314,18 @@ impl<L: Layer, U: Layer> Node<L, U> {
 
     pub(crate) fn is_at(&self, parent: &Arc<Self>, name: &Name) -> bool {
         matches!(&*self.place.lock(), Place::At(p, n) if Arc::ptr_eq(p, parent) && n == name)
+    }
+
+    /// Its path from the root, by one of its names; `None` of what has none any more.
+    pub(crate) fn path(&self) -> Option<PathBuf> {
+        let mut names = Vec::new();
+        let mut place = self.place();
+        while let Place::At(parent, name) = place {
+            names.push(name);
+            place = parent.place();
+        }
+        let is_rooted = matches!(place, Place::Root);
+        is_rooted.then(|| names.iter().rev().map(Name::as_os_str).collect())
     }
 
     /// The name that the node was found under is gone.

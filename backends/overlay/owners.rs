@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 
-use splicefs_core::{Attr, Caller, Errno, Result, SetAttr};
+use splicefs_core::{Attr, Caller, Errno, NO_ID, Result, SetAttr};
 
 /// What an id becomes that no range has (`/proc/sys/kernel/overflowuid`).
 const OVERFLOW: u32 = 65534;
@@ -34,9 +34,10 @@ impl Ids {
         self.ranges.is_empty() && self.squash.is_none()
     }
 
-    /// The id in the mount for one in the layers.
+    /// The id in the mount for one in the layers. Who is not known in the layers is not known here.
     fn shown(&self, id: u32) -> u32 {
-        self.shown_if_any(id).unwrap_or(OVERFLOW)
+        let outside = if id == NO_ID { NO_ID } else { OVERFLOW };
+        self.shown_if_any(id).unwrap_or(outside)
     }
 
     /// The same; `None` where no range has it.

@@ -20,6 +20,7 @@ mod node;
 mod setattr;
 mod stat;
 mod tree;
+mod unmapped;
 mod watch;
 mod whiteout;
 mod xattr;

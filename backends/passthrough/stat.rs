@@ -6,6 +6,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::fs::{AtFlags, Statx, StatxAttributes, StatxFlags, StatxTimestamp, statx};
 use splicefs_core::{Attr, FileKind, Protection, Result, Timestamp};
 
+use crate::unmapped;
+
 /// What tells one source file from every other, at any time of the mount's life.
 ///
 /// The mount is in it because a bind mount shows one directory twice, and a directory can be one node only once; the
@@ -71,12 +73,16 @@ fn wanted() -> StatxFlags {
 
 /// What `fd` has open.
 pub(crate) fn of_fd(fd: impl AsFd) -> Result<Statx> {
-    Ok(statx(fd, c"", AtFlags::EMPTY_PATH, wanted())?)
+    let mut st = statx(&fd, c"", AtFlags::EMPTY_PATH, wanted())?;
+    unmapped::correct_fd(&mut st, fd.as_fd())?;
+    Ok(st)
 }
 
 /// What `name` leads to in `dir`; a symbolic link itself.
 pub(crate) fn of_name(dir: BorrowedFd<'_>, name: &CStr) -> Result<Statx> {
-    Ok(statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, wanted())?)
+    let mut st = statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, wanted())?;
+    unmapped::correct_name(&mut st, dir, name)?;
+    Ok(st)
 }
 
 fn time(t: StatxTimestamp) -> Timestamp {

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use rustix::fs::{MemfdFlags, XattrFlags as RustixXattrFlags, fsetxattr, memfd_create};
 use rustix::io::Errno as Os;
+use splicefs_core::sys::creds;
 use splicefs_core::{Backend, Caller, Errno, Error, Make, Name};
-use splicefs_overlay::{Config, Lower, Namespace, Overlay, Recorded, Records, Upper};
+use splicefs_overlay::{Config, CopyupOwner, Lower, Namespace, Overlay, Recorded, Records, Upper};
 use splicefs_passthrough::{LayerOptions, LayerSet, Passthrough};
 use splicefs_tmpfs::{Atime, Resize, Tmpfs};
 
@@ -35,6 +36,26 @@ pub(super) fn namespace(options: &OverlayOptions) -> Namespace {
             Namespace::User
         }
     }
+}
+
+/// Who owns a copy whose owner cannot be kept, where `copyup_owner` does not say. Root keeps every owner. Other users keep nobody's but their
+/// own, and without the second answer could change no file of another's that they may write, nor anything in `/tmp`. In a user
+/// namespace most owners can be kept, and the others are refused as the kernel refuses them, unless owners are squashed: then all are
+/// to be changed.
+fn usual_owner(options: &OverlayOptions) -> Result<CopyupOwner, Failure> {
+    if options.records.is_some() {
+        // Owners are in an attribute, where every one can be kept.
+        return Ok(CopyupOwner::Keep);
+    }
+    let rights = creds::gives_files_away().and_then(|gives| Ok((gives, creds::in_initial_user_namespace()?)));
+    let rights = rights
+        .map_err(|error| Failure::new(format!("cannot look at the rights of this process: {error}")))?;
+    Ok(match rights {
+        (true, true) => CopyupOwner::Keep,
+        (false, true) => CopyupOwner::Mounter,
+        (_, false) if options.owners.can_be_named() => CopyupOwner::Keep,
+        (_, false) => CopyupOwner::Mounter,
+    })
 }
 
 /// What to say of an overlay that serves: where changes go, and what ending it means.
@@ -79,7 +100,7 @@ type Directory = Recorded<Passthrough>;
 /// # Errors
 /// One line that names the directory, or the option that cannot be had.
 pub(super) fn build(layers: &Layers, mount_point: &Path, options: &Options) -> Result<Built, Failure> {
-    let config = options.overlay.config(namespace(&options.overlay))?;
+    let config = options.overlay.config(namespace(&options.overlay), usual_owner(&options.overlay)?)?;
     let cannot = |error: Error| Failure::new(format!("cannot merge the layers: {error}"));
     let set =
         LayerSet::new(Some(mount_point)).map_err(|error| unopened("mount point", mount_point, &error))?;

@@ -47,6 +47,7 @@ fn table(stats: &Value) -> String {
         }
     }
     push_counts(&mut rows, "files opened", &stats["opens"]);
+    push_counts(&mut rows, "writes lost", &stats["lost_writes"]);
     if stats["cache"]["mode"].as_str() == Some("notify") {
         push_counts(&mut rows, "changes by others", &stats["changes"]);
     }

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::ops::ControlFlow;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::attr::{Attr, FileKind, SetAttr, StatFs};
 use crate::changes::Listener;
 use crate::error::{Errno, Result};
-use crate::id::Cookie;
+use crate::id::{Cookie, NodeId};
 use crate::name::Name;
 use crate::plan::{ReadPlan, Span};
 use crate::sys::creds::Caller;
@@ -259,6 +260,20 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether an open file takes nothing but what is appended (`chattr +a`), and so no pages of a cache.
     fn only_grows(&self, _file: &Self::File) -> Result<bool> {
         Ok(false)
+    }
+    /// Whether a write to the file may be refused for a reason that can be known before: where nothing is opened, the kernel is made to ask
+    /// by changing nothing ([`Backend::setattr`]), which fails if writing would.
+    fn may_refuse_writes(&self, _node: &Arc<Self::Node>) -> bool {
+        false
+    }
+    /// The nodes whose attributes have changed without a request to change them, since this was asked last: the kernel is to look at them
+    /// again.
+    fn take_changed(&self) -> Vec<NodeId> {
+        Vec::new()
+    }
+    /// Where the node is in the mount, for messages; `None` where that is not known.
+    fn path_of(&self, _node: &Arc<Self::Node>) -> Option<PathBuf> {
+        None
     }
     /// The type and permission bits of an open file.
     fn mode(&self, file: &Self::File) -> Result<u32>;

@@ -34,3 +34,8 @@ impl Cookie {
     /// The beginning of a directory stream, what rewinddir(3) goes back to.
     pub const START: Self = Self(0);
 }
+
+/// The owner or group of a file that has no id in the daemon's user namespace, where the kernel says the overflow id in its stead
+/// (user_namespaces(7)). No namespace gives this number an id: told it, the kernel knows the file's owner as little as we do, shows
+/// the overflow id itself, and refuses changes (`HAS_UNMAPPED_ID` in include/linux/fs.h).
+pub const NO_ID: u32 = u32::MAX - 1;

@@ -29,7 +29,7 @@ pub use backend::{
 pub use changes::{Change, Listener};
 pub use error::{Errno, Error, Fault, Result};
 pub use heap::HeapUse;
-pub use id::{Cookie, HandleId, NodeId};
+pub use id::{Cookie, HandleId, NO_ID, NodeId};
 pub use layer::{FileHandle, Layer};
 pub use living::Living;
 pub use name::Name;

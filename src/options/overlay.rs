@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
-use splicefs_overlay::{Config, Namespace, Owners, Records, Redirect, Xino};
+use splicefs_overlay::{Config, CopyupOwner, Namespace, Owners, Records, Redirect, Xino};
 use splicefs_tmpfs::Resize;
 
 use super::lowers::{LOWERS_MAX, LowerDir, lowers, too_many};
@@ -49,6 +49,8 @@ pub struct OverlayOptions {
     pub owners: Owners,
     /// `xattr_permissions=`.
     pub records: Option<Records>,
+    /// `copyup_owner=`.
+    pub copyup_owner: Option<CopyupOwner>,
 }
 
 impl Default for OverlayOptions {
@@ -71,6 +73,7 @@ impl Default for OverlayOptions {
             static_nlink,
             owners: Owners::default(),
             records: None,
+            copyup_owner: None,
         }
     }
 }
@@ -172,11 +175,11 @@ impl OverlayOptions {
         self.metacopy && self.redirect.is_some_and(|redirect| redirect != Redirect::On)
     }
 
-    /// How the layers are merged, with attributes in `namespace`.
+    /// How the layers are merged, with attributes in `namespace`, and with `usual_owner` for a copy whose owner cannot be kept.
     ///
     /// # Errors
     /// A line that names the option that cannot be had there.
-    pub fn config(&self, namespace: Namespace) -> Result<Config, Failure> {
+    pub fn config(&self, namespace: Namespace, usual_owner: CopyupOwner) -> Result<Config, Failure> {
         if self.metacopy && namespace == Namespace::User {
             // fs/overlayfs/params.c, `ovl_fs_params_verify`.
             return Err(Failure::usage(
@@ -195,6 +198,7 @@ impl OverlayOptions {
             static_nlink: self.static_nlink,
             owners: self.owners.clone(),
             acls: self.has_acls(),
+            copyup_owner: self.copyup_owner.unwrap_or(usual_owner),
         })
     }
 

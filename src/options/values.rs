@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::unistd::{Group, User};
-use splicefs_overlay::{Redirect, Xino};
+use splicefs_overlay::{CopyupOwner, Redirect, Xino};
 
 use super::BackendName;
 use crate::session::{Choice, Opens};
@@ -75,6 +75,14 @@ pub(super) fn xino(value: &OsStr) -> Value<Xino> {
         "on" | "auto" => Ok(Xino::On),
         "off" => Ok(Xino::Off),
         _ => Err("`on`, `auto` or `off`".to_owned()),
+    }
+}
+
+pub(super) fn copyup_owner(value: &OsStr) -> Value<CopyupOwner> {
+    match utf8(value) {
+        "keep" => Ok(CopyupOwner::Keep),
+        "mounter" => Ok(CopyupOwner::Mounter),
+        _ => Err("`keep` or `mounter`".to_owned()),
     }
 }
 

@@ -400,19 +400,20 @@ impl<B: Backend> Worker<B> {
             _ => {}
         }
         let GetxattrIn { size, .. } = request.take()?;
-        // A caller that asks for the size alone gives none to keep to.
-        let limit = length(u64::from(if size == 0 { XATTR_MAX } else { size.min(XATTR_MAX) }));
+        if size == 0 {
+            // A caller that asks for the size alone gives none to keep to.
+            let size = match opcode {
+                Opcode::Getxattr => self.vfs.xattr_length(&by, id, request.text()?)?,
+                _ => self.vfs.listxattr(&by, id, length(u64::from(XATTR_MAX)))?.len(),
+            };
+            put(&mut self.out, &GetxattrOut { size: u32::try_from(size).unwrap_or(XATTR_MAX), padding: 0 });
+            return Ok(BODY);
+        }
+        let limit = length(u64::from(size.min(XATTR_MAX)));
         let value = match opcode {
             Opcode::Getxattr => self.vfs.getxattr(&by, id, request.text()?, limit)?,
             _ => self.vfs.listxattr(&by, id, limit)?,
         };
-        if size == 0 {
-            put(
-                &mut self.out,
-                &GetxattrOut { size: u32::try_from(value.len()).unwrap_or(XATTR_MAX), padding: 0 },
-            );
-            return Ok(BODY);
-        }
         self.out.clear();
         self.out.extend_from_slice(&value);
         Ok(BODY)

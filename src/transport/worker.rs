@@ -141,7 +141,9 @@ impl<B: Backend> Worker<B> {
             // No other operation is certain to be waited for by the thread that it names (FUSE_ASYNC_READ, RELEASE).
             self.vfs.heard_from(request.header.pid);
         }
-        self.dispatch(opcode, request)
+        let reply = self.dispatch(opcode, request);
+        self.vfs.tell_changed();
+        reply
     }
 
     /// The kernel did not take the reply (its caller was killed): what it handed over is nobody's.

@@ -203,6 +203,18 @@ impl<B: Backend> Vfs<B> {
         data: &[u8],
         mode: WriteMode,
     ) -> Result<usize> {
+        let written = self.write_opened(caller, file, offset, data, mode);
+        if mode.from_page_cache { written.map_err(|e| self.lost_write(file.node, e)) } else { written }
+    }
+
+    fn write_opened(
+        &self,
+        caller: &Caller,
+        file: FileRef,
+        offset: u64,
+        data: &[u8],
+        mode: WriteMode,
+    ) -> Result<usize> {
         let open = self.opened(file, Use::Write)?;
         if mode.from_page_cache && self.caching.unopened && self.backend.only_grows(&open.file)? {
             // A mapping that an open would have refused.

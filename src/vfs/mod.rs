@@ -9,6 +9,7 @@ mod hearing;
 mod iomode;
 mod length;
 mod lookups;
+mod lost;
 mod names;
 mod poll;
 mod prefetch;
@@ -116,6 +117,8 @@ pub(crate) struct Used {
     /// What [`Backend::hears`] said when data was last left in the page cache, or [`UNHEARD`].
     heard: AtomicU64,
     modified: Modified,
+    /// Something that was written to it could not be kept, and that was logged.
+    lost: AtomicBool,
 }
 
 /// About what a node that the kernel knows takes, in bytes, its backend's part included.
@@ -132,6 +135,7 @@ impl Default for Used {
             running: AtomicUsize::new(0),
             modified: Modified::default(),
             heard: AtomicU64::new(UNHEARD),
+            lost: AtomicBool::new(false),
         }
     }
 }
@@ -144,6 +148,7 @@ impl Used {
             && self.io_mode.bypass() == Bypass::Never
             && self.running.load(Ordering::Relaxed) == 0
             && self.heard.load(Ordering::Relaxed) == UNHEARD
+            && !self.lost.load(Ordering::Relaxed)
     }
 }
 
@@ -257,6 +262,13 @@ impl<B: Backend> Vfs<B> {
     fn attributes_changed(&self, id: NodeId) {
         if let Err(e) = self.kernel.attributes_changed(id) {
             log::warn!("the kernel keeps old attributes of node {id} for a while: {e}");
+        }
+    }
+
+    /// Tells the kernel of attributes that have changed by the way, as those of a directory that was copied up.
+    pub(crate) fn tell_changed(&self) {
+        for id in self.backend.take_changed() {
+            self.attributes_changed(id);
         }
     }
 

@@ -10,6 +10,7 @@ use splicefs_core::{Backend, Caller, Errno, Error, NodeId, Result, XattrFlags};
 
 use super::Vfs;
 use super::iomode::{HowOpened, Opens};
+use super::lost::LostWrites;
 use crate::reply::{Counters, ReadStats};
 use crate::transport::Opcode;
 
@@ -22,6 +23,18 @@ pub const RECONFIGURE_XATTR: &CStr = c"splicefs.options";
 
 /// The longest list of names there is, in bytes (include/uapi/linux/limits.h).
 const XATTR_LIST_MAX: usize = 64 * 1024;
+
+/// The largest value of an attribute, in bytes (include/uapi/linux/limits.h).
+const XATTR_SIZE_MAX: usize = 64 * 1024;
+
+/// The capabilities of a program (capabilities(7)), and the length of their value, in bytes (`XATTR_CAPS_SZ_2`).
+const CAPABILITY: &CStr = c"security.capability";
+const CAPABILITY_SIZE: usize = 20;
+
+/// Whether the file has no such attribute, or its file system none at all.
+fn lacks_attribute(e: &Error) -> bool {
+    matches!(e.errno(), Errno::ENODATA | Errno::EOPNOTSUPP)
+}
 
 /// Whether and why something that the host must allow is in use.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -54,6 +67,7 @@ pub struct Stats {
     cache: Facility,
     reads: Arc<Counters>,
     opens: Opens,
+    pub(super) lost: LostWrites,
     requests: Vec<AtomicU64>,
 }
 
@@ -75,6 +89,8 @@ pub struct Report {
     pub changes: BTreeMap<String, u64>,
     /// Files opened, by how they are served.
     pub opens: BTreeMap<String, u64>,
+    /// Requests to write back what write(2) had acknowledged that failed, by error.
+    pub lost_writes: BTreeMap<String, u64>,
     /// What became of the bytes read.
     pub read: ReadStats,
     /// Number of requests, by operation.
@@ -96,7 +112,7 @@ impl Stats {
     /// Statistics that count from nothing.
     pub fn new(facilities: Facilities, cache: Facility, reads: Arc<Counters>) -> Self {
         let requests = Opcode::ALL.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { facilities, cache, reads, opens: Opens::default(), requests }
+        Self { facilities, cache, reads, opens: Opens::default(), lost: LostWrites::default(), requests }
     }
 }
 
@@ -128,6 +144,7 @@ impl<B: Backend> Vfs<B> {
             cache: stats.cache.clone(),
             changes: self.told.snapshot(self.backend.listener().map_or(0, |listener| listener.watches())),
             opens: stats.opens.snapshot(),
+            lost_writes: stats.lost.snapshot(),
             read: stats.reads.snapshot(),
             requests: counts.map(|(op, n)| (op.key().to_owned(), n.load(Ordering::Relaxed))).collect(),
             nodes: self.nodes.len(),
@@ -163,6 +180,28 @@ impl<B: Backend> Vfs<B> {
         }
     }
 
+    /// The length of an attribute's value, without the value.
+    ///
+    /// Before it changes the contents of a file the kernel asks so for `security.capability`, to take it away
+    /// (`cap_inode_need_killpriv` in security/commoncap.c). Where it opens nothing and writes back later, that is all we hear
+    /// before write(2) is acknowledged: if the write may be refused, we say that there is a capability. The kernel then removes it
+    /// ([`Vfs::removexattr`]) and changes no attribute by a SETATTR (`__remove_privs` in fs/inode.c), whose error is what
+    /// write(2) says.
+    pub fn xattr_length(&self, caller: &Caller, id: NodeId, name: &CStr) -> Result<usize> {
+        match self.getxattr(caller, id, name, XATTR_SIZE_MAX) {
+            Err(e) if lacks_attribute(&e) && self.asks_before_writing(id, name) => Ok(CAPABILITY_SIZE),
+            value => Ok(value?.len()),
+        }
+    }
+
+    /// Whether this attribute is how the kernel is made to ask before it writes to the file.
+    fn asks_before_writing(&self, id: NodeId, name: &CStr) -> bool {
+        name == CAPABILITY
+            && self.caching.unopened
+            && self.caching.writeback
+            && self.node(id).is_ok_and(|node| self.backend.may_refuse_writes(&node))
+    }
+
     /// The names of the attributes. Those of the trusted class exist for root alone (xattr(7)).
     pub fn listxattr(&self, caller: &Caller, id: NodeId, limit: usize) -> Result<Vec<u8>> {
         let mut names = self.backend.listxattr(&self.node(id)?, XATTR_LIST_MAX)?;
@@ -192,8 +231,11 @@ impl<B: Backend> Vfs<B> {
         self.backend.setxattr(caller, &self.node(id)?, name, value, flags)
     }
 
-    /// Removes an attribute.
+    /// Removes an attribute. One that was only said to be there is gone at once ([`Vfs::xattr_length`]).
     pub fn removexattr(&self, id: NodeId, name: &CStr) -> Result<()> {
-        self.backend.removexattr(&self.node(id)?, name)
+        match self.backend.removexattr(&self.node(id)?, name) {
+            Err(e) if lacks_attribute(&e) && self.asks_before_writing(id, name) => Ok(()),
+            removed => removed,
+        }
     }
 }

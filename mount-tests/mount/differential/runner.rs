@@ -16,7 +16,7 @@ pub(crate) fn operations() -> usize {
     given.unwrap_or(if long_run() { 200_000 } else { 20_000 })
 }
 
-fn first_seed() -> u64 {
+pub(crate) fn first_seed() -> u64 {
     let given = std::env::var("SPLICEFS_TESTS_SEED").ok();
     // Chosen anew in each run; a failure prints it.
     given.map_or_else(

@@ -8,6 +8,7 @@ mod coherence;
 mod depth;
 mod differential;
 mod flags;
+mod foreign;
 mod killed;
 mod layers;
 mod many;
@@ -20,6 +21,7 @@ mod scenarios;
 mod seal;
 mod shifted;
 mod user;
+mod versions;
 
 use crate::differential::runner::operations;
 use crate::harness::{Need, ready};

@@ -296,6 +296,14 @@ pub fn overrides_permissions() -> Result<bool> {
     Ok(rustix::thread::capabilities(None)?.effective.contains(CapabilitySet::DAC_OVERRIDE))
 }
 
+/// Whether the process may give files to others (CAP_CHOWN).
+///
+/// # Errors
+/// Those of capget(2).
+pub fn gives_files_away() -> Result<bool> {
+    Ok(rustix::thread::capabilities(None)?.effective.contains(CapabilitySet::CHOWN))
+}
+
 /// Makes the calling thread a worker: with a umask of its own, and without the right to exceed quotas.
 ///
 /// # Errors

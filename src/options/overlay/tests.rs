@@ -183,7 +183,8 @@ fn memory_for_changes_has_limits() {
 
 #[test]
 fn what_is_usual_depends_on_where_attributes_are_kept() {
-    let config = |list: &str, namespace| overlay(&format!("lowerdir=/l,{list}")).config(namespace);
+    let config =
+        |list: &str, namespace| overlay(&format!("lowerdir=/l,{list}")).config(namespace, CopyupOwner::Keep);
     let redirect = |list, namespace| config(list, namespace).map(|config| config.redirect);
     assert_eq!(config("", Namespace::Trusted), Ok(Config::default()));
     assert_eq!(redirect("", Namespace::User), Ok(Redirect::Copy));

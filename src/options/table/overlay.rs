@@ -163,6 +163,12 @@ pub(super) const SPECS: &[Spec] = &[
         "keep owners and modes in an extended attribute that root may set (1) or you may (2), so that files can be anybody's without privileges; there are no ACLs then",
     )),
     overlay(value(
+        "copyup_owner",
+        "keep|mounter",
+        |o, v| set(&mut o.overlay.copyup_owner, values::copyup_owner(v).map(Some)),
+        "a change of a lower file whose owner or group you may not give to the copy is refused (keep; default as root and in user namespaces), or the copy is yours, with no more rights for others (mounter; default of other users, and where owners are squashed)",
+    )),
+    overlay(value(
         "nfs_export",
         "off",
         |_, v| values::only_off(v, "a file handle would lead nowhere once the kernel has forgotten the file"),
