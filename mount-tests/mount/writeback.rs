@@ -220,6 +220,12 @@ fn no_room_is_told_at_fsync_and_at_close() {
     let synced = over("synced");
     assert_eq!(synced.sync_all().expect_err("no room").raw_os_error(), Some(libc::ENOSPC));
     drop(synced);
+    let stats = mount.stats().expect("splicefs");
+    assert!(stats.json()["lost_writes"]["ENOSPC"].as_u64() > Some(0), "{}", stats.json());
+    // One line a file, however many of its pages.
+    let log = fs::read_to_string(layers.dir().join("log")).expect("the log");
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("what was written to it is lost")).collect();
+    assert!(lines.len() == 1 && lines[0].contains("\"synced\""), "{log}");
     fs::remove_file(mount.at("synced")).expect("unlink");
     // A process that another test has just forked closes the descriptor, too, and may be told in place of us.
     let told = (0..5).any(|_| {
