@@ -175,6 +175,106 @@ fn nothing_acknowledged_is_lost(own: &str) {
     layers.unseal();
 }
 
+/// What [`Way::change`] does, to each of the files that standard input names with a way, by a process of another user namespace. Says `1` of
+/// each change that was acknowledged, and `0` of the others.
+const CHANGES: &str = r#"
+import mmap, os, sys
+def change(way, path):
+    if way == "Append":
+        with open(path, "ab", 0) as f: f.write(b" and more")
+    elif way == "Replace":
+        with open(path, "wb", 0) as f: f.write(b"replaced")
+    elif way == "Overwrite":
+        f = os.open(path, os.O_WRONLY)
+        os.pwrite(f, b"CONTENTS", 0)
+        try: os.close(f)
+        except OSError: pass
+    elif way == "Store":
+        f = os.open(path, os.O_RDWR)
+        m = mmap.mmap(f, 18)
+        m[0:1] = b"C"
+        m.close()
+        os.fsync(f)
+    elif way == "Truncate": os.truncate(path, 8)
+    elif way == "Rename": os.rename(path, path + ".renamed")
+    elif way == "Chmod": os.chmod(path, 0o640)
+for line in sys.stdin:
+    way, path = line.split()
+    try:
+        change(way, path)
+        print(1)
+    except OSError:
+        print(0)
+"#;
+
+/// The same in a user namespace, by its root, who has most rights and cannot keep every owner.
+fn nothing_is_lost_in_a_namespace(own: &str) {
+    let needs = [Need::Root, Need::Fuse, Need::Splicefs, Need::Program("chattr"), Need::Program("python3")];
+    if !ready(&needs) {
+        return;
+    }
+    let user = Identity::unprivileged();
+    let layers = Layers::simple().of_user();
+    layers.seal();
+    let count = if long_run() { 5000 } else { 300 };
+    let seed = first_seed() | 1;
+    eprintln!("SPLICEFS_TESTS_SEED={seed}");
+    let mut random = Random(seed);
+    let mut input = String::new();
+    let mut cases = Vec::new();
+    for number in 0..count {
+        let name = PathBuf::from(number.to_string());
+        let (what, _) = make(&layers.lower().join(&name), &mut random, &user);
+        let way = pick(&mut random, &WAYS);
+        input += &format!("{way:?} {}\n", layers.point().join(&name).display());
+        cases.push((name, way, what));
+    }
+    let at = |name: &str| layers.dir().join(name);
+    fs::write(at("changes"), input).expect("write");
+    fs::write(at("change.py"), CHANGES).expect("write");
+    shell("chmod 755 \"$1\" && chmod 777 \"$1/fs\"", layers.dir());
+    let script = format!(
+        r#"cd "$1"
+        "$2" overlay mnt -o "lowerdir=$1/fs/l0,upperdir=$1/fs/upper,workdir=$1/fs/work,log=$1/fs/log,{own}" >&2 || exit 1
+        python3 change.py <changes
+        umount mnt"#
+    );
+    let said = in_namespace(&script, layers.dir());
+    let told: Vec<_> = said.lines().filter(|line| matches!(*line, "0" | "1")).collect();
+    assert_eq!(told.len(), cases.len(), "{said}");
+    for ((name, way, what), told) in cases.iter().zip(&told) {
+        let upper = layers.upper().join(name);
+        let renamed = layers.upper().join(format!("{}.renamed", name.display()));
+        let at = if *way == Way::Rename { renamed } else { upper };
+        let there = fs::symlink_metadata(&at).is_ok_and(|meta| meta.is_file());
+        let holds = there.then(|| fs::read(&at).expect("read"));
+        if *told == "1" {
+            assert_eq!(holds, Some(way.result()), "{name:?} ({what}), {way:?}: acknowledged and not there");
+        } else {
+            let changed = holds.is_some_and(|holds| holds != OLD);
+            assert!(!changed, "{name:?} ({what}), {way:?}: refused, and changed");
+        }
+    }
+    assert!(told.contains(&"1") && told.contains(&"0"), "all of them were {}", told[0]);
+    shell("chattr -R -i -a \"$1\"", layers.lower());
+    layers.unseal();
+}
+
+#[test]
+fn nothing_that_was_told_in_a_user_namespace_is_lost() {
+    nothing_is_lost_in_a_namespace("copyup_owner=keep");
+}
+
+#[test]
+fn nothing_that_was_told_in_a_user_namespace_is_lost_where_copies_are_the_mounters() {
+    nothing_is_lost_in_a_namespace("copyup_owner=mounter");
+}
+
+#[test]
+fn nothing_that_was_told_in_a_user_namespace_is_lost_without_opens() {
+    nothing_is_lost_in_a_namespace("open=zero");
+}
+
 #[test]
 fn nothing_a_user_was_told_is_lost() {
     nothing_acknowledged_is_lost("");
