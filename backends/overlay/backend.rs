@@ -12,6 +12,7 @@ use splicefs_core::{
     StatFs, WriteMode, XattrFlags,
 };
 
+use crate::copyup::Need;
 use crate::file::File;
 use crate::lowers::LowerNode;
 use crate::node::Node;
@@ -155,6 +156,11 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
         // What cannot be looked at may be refused.
         node.kind == FileKind::Regular
             && (!node.has_upper_data() || self.protection(node).map_or(true, Protection::any))
+    }
+
+    fn prepare_write(&self, node: &Arc<Self::Node>) -> Result<()> {
+        self.check_opening(node, OpenFlags(libc::O_WRONLY))?;
+        self.copy_up(node, Need::All).map(drop)
     }
 
     fn take_changed(&self) -> Vec<NodeId> {

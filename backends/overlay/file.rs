@@ -250,8 +250,6 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             // tells the time, too, if it has a writeback cache.
             Some(size) if *change == cut => Need::Upto(size),
             Some(_) => Need::All,
-            // What changes nothing asks whether the file could be written.
-            None if *change == SetAttr::default() => Need::All,
             None => Need::Attributes,
         };
         let mut change = *change;

@@ -261,10 +261,14 @@ pub trait Backend: Send + Sync + 'static {
     fn only_grows(&self, _file: &Self::File) -> Result<bool> {
         Ok(false)
     }
-    /// Whether a write to the file may be refused for a reason that can be known before: where nothing is opened, the kernel is made to ask
-    /// by changing nothing ([`Backend::setattr`]), which fails if writing would.
+    /// Whether a write to the file may be refused for a reason that can be known before. Where nothing is opened, the kernel is then made to
+    /// ask ([`Backend::prepare_write`]).
     fn may_refuse_writes(&self, _node: &Arc<Self::Node>) -> bool {
         false
+    }
+    /// Does what must be done before the file can be written, and could fail.
+    fn prepare_write(&self, _node: &Arc<Self::Node>) -> Result<()> {
+        Ok(())
     }
     /// The nodes whose attributes have changed without a request to change them, since this was asked last: the kernel is to look at them
     /// again.

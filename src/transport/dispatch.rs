@@ -181,6 +181,11 @@ impl<B: Backend> Worker<B> {
             }
             _ => {
                 let set: SetattrIn = request.take()?;
+                if set.valid & !(flag::FATTR_FH | flag::FATTR_LOCKOWNER) == 0 && self.vfs.asks_to_write() {
+                    let by = caller(&request.header, 0);
+                    put(&mut self.out, &answer::attr(&self.vfs.prepare_write(&by, id)?));
+                    return Ok(BODY);
+                }
                 let handle = (set.valid & flag::FATTR_FH != 0).then_some(HandleId(set.fh));
                 let by = if set.valid & flag::FATTR_SIZE != 0 {
                     changer(&request.header, set.valid & flag::FATTR_KILL_SUIDGID != 0)

@@ -87,6 +87,7 @@ pub(crate) mod flag {
     pub(crate) const FATTR_FH: u32 = 1 << 6;
     pub(crate) const FATTR_ATIME_NOW: u32 = 1 << 7;
     pub(crate) const FATTR_MTIME_NOW: u32 = 1 << 8;
+    pub(crate) const FATTR_LOCKOWNER: u32 = 1 << 9;
     pub(crate) const FATTR_KILL_SUIDGID: u32 = 1 << 11;
     pub(crate) const OPEN_KILL_SUIDGID: u32 = 1;
     pub(crate) const WRITE_CACHE: u32 = 1;

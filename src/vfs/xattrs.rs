@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
-use splicefs_core::{Backend, Caller, Errno, Error, NodeId, Result, XattrFlags};
+use splicefs_core::{Backend, Caller, Errno, Error, FileKind, NodeId, Result, SetAttr, XattrFlags};
 
-use super::Vfs;
 use super::iomode::{HowOpened, Opens};
 use super::lost::LostWrites;
+use super::{Shown, Vfs};
 use crate::reply::{Counters, ReadStats};
 use crate::transport::Opcode;
 
@@ -185,13 +185,38 @@ impl<B: Backend> Vfs<B> {
     /// Before it changes the contents of a file the kernel asks so for `security.capability`, to take it away
     /// (`cap_inode_need_killpriv` in security/commoncap.c). Where it opens nothing and writes back later, that is all we hear
     /// before write(2) is acknowledged: if the write may be refused, we say that there is a capability. The kernel then removes it
-    /// ([`Vfs::removexattr`]) and changes no attribute by a SETATTR (`__remove_privs` in fs/inode.c), whose error is what
-    /// write(2) says.
+    /// ([`Vfs::removexattr`]) and sends a SETATTR of no attribute ([`Vfs::prepare_write`]; `__remove_privs` in fs/inode.c), whose error
+    /// is what write(2) says.
     pub fn xattr_length(&self, caller: &Caller, id: NodeId, name: &CStr) -> Result<usize> {
         match self.getxattr(caller, id, name, XATTR_SIZE_MAX) {
             Err(e) if lacks_attribute(&e) && self.asks_before_writing(id, name) => Ok(CAPABILITY_SIZE),
             value => Ok(value?.len()),
         }
+    }
+
+    /// Whether a SETATTR that names no attribute comes before a write to a regular file. Otherwise it is a chown(2) to nobody, which of such a
+    /// file comes with the time of the change where there is a writeback cache (`iattr_to_fattr` in fs/fuse/dir.c).
+    pub fn asks_to_write(&self) -> bool {
+        self.caching.writeback
+    }
+
+    /// The kernel asks before it writes to the file; its attributes, then.
+    ///
+    /// # Errors
+    /// Those that writing would have to tell.
+    pub fn prepare_write(&self, caller: &Caller, id: NodeId) -> Result<Shown> {
+        let node = self.node(id)?;
+        let kept = self.kept(&node);
+        let mut attr = self.backend.getattr(&node, None)?;
+        if attr.kind() != FileKind::Regular {
+            attr = self.change_attributes(caller, &node, None, &SetAttr::default())?;
+        } else if self.caching.unopened {
+            // Where files are opened, that was done then.
+            self.backend.prepare_write(&node)?;
+            attr = self.backend.getattr(&node, None)?;
+        }
+        self.settle(id, caller);
+        Ok(self.show(&node, attr, kept))
     }
 
     /// Whether this attribute is how the kernel is made to ask before it writes to the file.
