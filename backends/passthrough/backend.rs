@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{fstatfs, readlinkat};
-use splicefs_core::sys::creds::As;
+use splicefs_core::sys::creds::{As, Standing};
 use splicefs_core::{
     Attr, Backend, Caller, Cookie, CreateFlags, DirSink, Entry, Errno, Ioctl, Listener, Make, Name,
     OpenFlags, Opened, Ownership, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span, StatFs, WriteMode,
@@ -35,6 +35,9 @@ impl Backend for Passthrough {
     }
 
     fn lookup(&self, parent: &Arc<Node>, name: &Name) -> Result<Entry<Node>> {
+        if self.is_served {
+            return self.tree.lookup_held(parent, name);
+        }
         self.allowed(|| vec![parent.clone()], || self.tree.lookup(parent, name))
     }
 
@@ -90,7 +93,9 @@ impl Backend for Passthrough {
 
     fn make(&self, caller: &Caller, parent: &Arc<Node>, name: &Name, what: Make<'_>) -> Result<Entry<Node>> {
         self.writable()?;
-        self.allowed(|| vec![parent.clone()], || self.tree.make(caller, parent, name, what))
+        let made = self.allowed(|| vec![parent.clone()], || self.tree.make(caller, parent, name, what))?;
+        let is_foreign = self.is_served && caller.standing()? != Standing::Own;
+        if is_foreign { self.tree.hold(parent, name, made) } else { Ok(made) }
     }
 
     fn link(&self, node: &Arc<Node>, parent: &Arc<Node>, name: &Name) -> Result<Entry<Node>> {
@@ -100,13 +105,16 @@ impl Backend for Passthrough {
     }
 
     fn unlink(&self, parent: &Arc<Node>, name: &Name) -> Result<()> {
-        self.writable()?;
-        self.allowed(|| vec![parent.clone()], || self.tree.remove(parent, name, false))
+        self.remove(&Caller::DAEMON, parent, name, false)
     }
 
     fn rmdir(&self, parent: &Arc<Node>, name: &Name) -> Result<()> {
+        self.remove(&Caller::DAEMON, parent, name, true)
+    }
+
+    fn remove(&self, caller: &Caller, parent: &Arc<Node>, name: &Name, directory: bool) -> Result<()> {
         self.writable()?;
-        self.allowed(|| vec![parent.clone()], || self.tree.remove(parent, name, true))
+        self.allowed(|| vec![parent.clone()], || self.tree.remove(caller, parent, name, directory))
     }
 
     fn rename(
@@ -140,7 +148,12 @@ impl Backend for Passthrough {
         flags: CreateFlags,
     ) -> Result<(Entry<Node>, Opened<File>)> {
         self.writable()?;
-        self.allowed(|| vec![parent.clone()], || self.tree.create(caller, parent, name, mode, flags))
+        let created =
+            self.allowed(|| vec![parent.clone()], || self.tree.create(caller, parent, name, mode, flags))?;
+        if self.is_served {
+            self.tree.hold_created(caller, &created.0.node, &created.1.file)?;
+        }
+        Ok(created)
     }
 
     fn tmpfile(

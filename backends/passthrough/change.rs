@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags as OsRename, linkat, makedev, mkdirat, mknodat, openat,
-    renameat_with, symlinkat, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags as OsRename, Statx, linkat, makedev, mkdirat, mknodat,
+    openat, renameat_with, symlinkat, unlinkat,
 };
 use splicefs_core::sys::creds::As;
 use splicefs_core::{
@@ -16,6 +16,7 @@ use splicefs_core::{
 use crate::file::File;
 use crate::node::{Forgotten, Node, Place};
 use crate::stat;
+use crate::taking::Taken;
 use crate::tree::{Tree, open_beneath, path_of};
 
 /// Setgid and group execution: a file with both keeps its setgid bit only for members of the group
@@ -84,7 +85,7 @@ impl Tree {
                 Err(e) => return Err(e),
                 Ok(fd) => return self.created(parent, name, &dir, fd, flags.open),
             }
-            match self.open_existing(caller, &dir, name, flags.open) {
+            match self.open_existing(caller, &dir, name, mode, flags.open) {
                 Err(e) if e.errno() == Errno::ENOENT => {}
                 Err(e) => return Err(e),
                 Ok(fd) => return self.created(parent, name, &dir, fd, flags.open),
@@ -106,32 +107,42 @@ impl Tree {
         self.nodes.descriptors.with_room(|| open_beneath(dir.as_fd(), name, flags, permissions(mode)))
     }
 
-    /// Someone else made the name since the kernel looked. The kernel has not checked the permission to open what is
-    /// there now, so the source does, for the caller.
+    /// Someone else made the name since the kernel looked. The kernel has not checked the permission to open what is there now: it does
+    /// when it is told `ESTALE`, and looks the name up once more. Only what the source allows to the caller itself is opened at once, so
+    /// that who loses such a race twice need not be told of it.
+    ///
+    /// With `O_CREAT` once more, since there is more that forbids to open a file so (`may_create_in_sticky` in fs/namei.c).
     fn open_existing(
         &self,
         caller: &Caller,
         dir: &OwnedFd,
         name: &Name,
+        mode: u32,
         flags: OpenFlags,
     ) -> Result<OwnedFd> {
         if flags.has(libc::O_TRUNC) {
             // Reads that are on their way must be waited for, as opening by node does.
             return Err(Errno::ESTALE.into());
         }
-        let _guard = caller.act(As::Caller, true)?;
-        let passed = creation_flags(flags) | OFlags::NONBLOCK | OFlags::NOCTTY;
-        let fd = self.nodes.descriptors.with_room(|| open_beneath(dir.as_fd(), name, passed, Mode::empty()));
-        // A link or a special file is the kernel's to follow or open, and a lease is waited for there (EAGAIN): it looks the
-        // name up once more.
-        let fd = fd.map_err(|e| match e.errno() {
-            Errno::ELOOP | Errno::ENXIO | Errno::EAGAIN => Error::from(Errno::ESTALE),
+        let is_file = |st: &Statx| FileType::from_raw_mode(u32::from(st.stx_mode)).is_file();
+        let guard = caller.act_without_capabilities().inspect_err(|e| log::debug!("{e}"));
+        let Ok(Some(_guard)) = guard else { return Err(Errno::ESTALE.into()) };
+        let opened = || {
+            // A link or a special file is the kernel's to follow or open.
+            if !is_file(&stat::of_name(dir.as_fd(), name.as_c_str())?) {
+                return Err(Error::from(Errno::ESTALE));
+            }
+            let passed = creation_flags(flags) | OFlags::CREATE | OFlags::NONBLOCK | OFlags::NOCTTY;
+            open_beneath(dir.as_fd(), name, passed, permissions(mode))
+        };
+        // A lease is waited for elsewhere (EAGAIN).
+        let fd = self.nodes.descriptors.with_room(opened).map_err(|e| match e.errno() {
+            Errno::ELOOP | Errno::ENXIO | Errno::EAGAIN | Errno::EISDIR | Errno::EACCES | Errno::EPERM => {
+                Errno::ESTALE.into()
+            }
             _ => e,
         })?;
-        if !FileType::from_raw_mode(u32::from(stat::of_fd(&fd)?.stx_mode)).is_file() {
-            return Err(Errno::ESTALE.into());
-        }
-        Ok(fd)
+        if is_file(&stat::of_fd(&fd)?) { Ok(fd) } else { Err(Errno::ESTALE.into()) }
     }
 
     fn created(
@@ -182,13 +193,19 @@ impl Tree {
         self.found(parent, name, &dir)
     }
 
-    pub(crate) fn remove(&self, parent: &Arc<Node>, name: &Name, directory: bool) -> Result<()> {
+    pub(crate) fn remove(
+        &self,
+        caller: &Caller,
+        parent: &Arc<Node>,
+        name: &Name,
+        directory: bool,
+    ) -> Result<()> {
         let dir = self.descriptor(parent)?;
         self.refuse_covered(parent, &dir, name)?;
         let mut victim = self.victim(parent, name, &dir);
         let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
         let _under_way = self.nodes.moves.begin(victim.iter().map(|victim| victim.node.id()));
-        unlinkat(&*dir, name.as_c_str(), flags)?;
+        self.taking(caller, &[Taken { dir: &dir, name }], |_| Ok(unlinkat(&*dir, name.as_c_str(), flags)?))?;
         if let Some(victim) = &mut victim {
             drop(victim.detach(parent, name));
         }
@@ -225,11 +242,17 @@ impl Tree {
         let nodes = nodes.chain(victim.iter().map(|victim| victim.node.id()));
         let _under_way = self.nodes.moves.begin(nodes);
         let (from_name, to_name) = (from.1.as_c_str(), to.1.as_c_str());
-        {
-            let whiteout = flags.0 & libc::RENAME_WHITEOUT != 0;
+        let rename = |acting: bool, flags: u32| {
+            let whiteout = flags & libc::RENAME_WHITEOUT != 0 && !acting;
             let _guard = whiteout.then(|| caller.act(As::Creator, false)).transpose()?;
-            renameat_with(&*from_dir, from_name, &*to_dir, to_name, OsRename::from_bits_retain(flags.0))?;
-        }
+            let flags = OsRename::from_bits_retain(flags);
+            Ok(renameat_with(&*from_dir, from_name, &*to_dir, to_name, flags)?)
+        };
+        let taken = [Taken { dir: &from_dir, name: from.1 }, Taken { dir: &to_dir, name: to.1 }];
+        let both = [(from.0, moved.as_ref()), (to.0, back.as_ref())];
+        let directories =
+            if Arc::ptr_eq(from.0, to.0) { &[][..] } else { &both[..1 + usize::from(exchange)] };
+        self.renaming(caller, taken, directories, flags, rename)?;
         // Renaming one hard link of a file to another does nothing, and both names stay (rename(2)).
         if let (Some((moved, _)), Some(victim)) = (&moved, &victim)
             && Arc::ptr_eq(moved, &victim.node)

@@ -98,7 +98,8 @@ impl LayerSet {
         let held = Held { sealed: is_sealed, ..Held::default() };
         let noatime = options.noatime || options.read_only;
         let read_only = options.read_only;
-        Ok(Passthrough { tree, noatime, read_only, lends: options.lends && !read_only, held, deaf: None })
+        let lends = options.lends && !read_only;
+        Ok(Passthrough { tree, noatime, read_only, lends, held, is_served: false, deaf: None })
     }
 }
 

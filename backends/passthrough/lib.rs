@@ -17,8 +17,10 @@ mod lend;
 mod modes;
 mod moves;
 mod node;
+mod recent;
 mod setattr;
 mod stat;
+mod taking;
 mod tree;
 mod unmapped;
 mod watch;
@@ -67,6 +69,8 @@ pub struct Passthrough {
     /// The daemon lends itself rights to what is its own ([`lend`]).
     lends: bool,
     held: Held,
+    /// It is served itself, and no layer.
+    is_served: bool,
     /// Why no changes are heard of.
     deaf: Option<Errno>,
 }
@@ -114,6 +118,7 @@ impl Passthrough {
             read_only: false,
             lends: false,
             held: Held::default(),
+            is_served: true,
             deaf,
         })
     }

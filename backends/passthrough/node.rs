@@ -11,6 +11,7 @@ use crate::descriptors::Descriptors;
 use crate::fsclass::FsClasses;
 use crate::modes::Modes;
 use crate::moves::Moves;
+use crate::recent::Recent;
 use crate::stat::Identity;
 use crate::watch::Watches;
 
@@ -254,6 +255,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.nodes.descriptors.remove(self.id);
+        self.nodes.recent.tidy(Some(self.id));
         self.nodes.living.remove(&self.identity, self);
         if let Some(watches) = &self.nodes.watches {
             watches.gone(self.id);
@@ -276,6 +278,8 @@ pub(crate) struct Nodes {
     next: AtomicU64,
     living: Living<Node>,
     pub(crate) descriptors: Descriptors,
+    /// Files of a moment ago, held open.
+    pub(crate) recent: Recent,
     pub(crate) classes: FsClasses,
     /// Where changes by others are heard of.
     pub(crate) watches: Option<Watches>,
@@ -291,6 +295,7 @@ impl Nodes {
             next: AtomicU64::new(NodeId::ROOT.0),
             living: Living::default(),
             descriptors: Descriptors::new(),
+            recent: Recent::default(),
             classes: FsClasses::default(),
             watches,
             moves: Moves::default(),

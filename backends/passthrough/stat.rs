@@ -29,7 +29,7 @@ const MINOR_BITS: u32 = 20;
 impl Identity {
     pub(crate) fn of(st: &Statx, birth_counts: bool) -> Self {
         let born = if birth_counts && StatxFlags::from_bits_retain(st.stx_mask).contains(StatxFlags::BTIME) {
-            let seconds = st.stx_btime.tv_sec.cast_unsigned() & 0x3fff_ffff;
+            let seconds = st.stx_btime.tv_sec.cast_unsigned() & Self::SECONDS;
             u64::from(st.stx_btime.tv_nsec) << 34 | seconds << 4
         } else {
             0
@@ -40,6 +40,16 @@ impl Identity {
             ino: st.stx_ino,
             born_as: born | u64::from(st.stx_mode >> TYPE_SHIFT),
         }
+    }
+
+    /// As many of the seconds since 1970 as are kept.
+    pub(crate) const SECONDS: u64 = 0x3fff_ffff;
+
+    /// Seconds, of which only some bits are kept ([`Identity::SECONDS`]), and nanoseconds of the birth time; `None` where it is not known, or
+    /// tells nothing apart.
+    pub(crate) fn born(&self) -> Option<(u64, u64)> {
+        let (seconds, nanoseconds) = (self.born_as >> 4 & Self::SECONDS, self.born_as >> 34);
+        (self.born_as >> 4 != 0).then_some((seconds, nanoseconds))
     }
 
     /// The device number of the file system that holds the file, as [`device`] has it.

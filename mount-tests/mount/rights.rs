@@ -2,6 +2,7 @@
 //! user, who may not open it again, and has not been asked to open it in the first place.
 
 mod regressions;
+mod strangers;
 
 use std::fs::{self, File, Permissions};
 use std::io::Write;

@@ -211,6 +211,11 @@ pub trait Backend: Send + Sync + 'static {
     fn unlink(&self, parent: &Arc<Self::Node>, name: &Name) -> Result<()>;
     /// Removes an empty directory.
     fn rmdir(&self, parent: &Arc<Self::Node>, name: &Name) -> Result<()>;
+    /// Removes a name for `caller`, of an empty directory if `directory`, else of anything else. What is removed may be another file than
+    /// the one that the kernel has checked the caller's right to remove, where others change names, too.
+    fn remove(&self, _caller: &Caller, parent: &Arc<Self::Node>, name: &Name, directory: bool) -> Result<()> {
+        if directory { self.rmdir(parent, name) } else { self.unlink(parent, name) }
+    }
     /// Renames, as renameat2(2). `caller` owns the whiteout that `RENAME_WHITEOUT` leaves.
     fn rename(
         &self,

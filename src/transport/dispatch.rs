@@ -152,9 +152,10 @@ impl<B: Backend> Worker<B> {
 
     fn removals(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
         let parent = node(request.header.nodeid);
+        let by = caller(&request.header, 0);
         match opcode {
-            Opcode::Unlink => self.vfs.unlink(parent, &request.name()?)?,
-            Opcode::Rmdir => self.vfs.rmdir(parent, &request.name()?)?,
+            Opcode::Unlink => self.vfs.unlink(&by, parent, &request.name()?)?,
+            Opcode::Rmdir => self.vfs.rmdir(&by, parent, &request.name()?)?,
             _ => {
                 let Rename2In { newdir, flags, .. } = if opcode == Opcode::Rename2 {
                     request.take()?
@@ -163,7 +164,6 @@ impl<B: Backend> Worker<B> {
                     Rename2In { newdir, ..Rename2In::default() }
                 };
                 let (from, to) = (request.name()?, request.name()?);
-                let by = caller(&request.header, 0);
                 self.vfs.rename(&by, (parent, &from), (node(newdir), &to), RenameFlags(flags))?;
             }
         }

@@ -146,13 +146,13 @@ impl<B: Backend> Vfs<B> {
     }
 
     /// Removes a name of anything but a directory.
-    pub fn unlink(&self, parent: NodeId, name: &Name) -> Result<()> {
-        self.backend.unlink(&self.node(parent)?, name)
+    pub fn unlink(&self, caller: &Caller, parent: NodeId, name: &Name) -> Result<()> {
+        self.backend.remove(caller, &self.node(parent)?, name, false)
     }
 
     /// Removes an empty directory.
-    pub fn rmdir(&self, parent: NodeId, name: &Name) -> Result<()> {
-        self.backend.rmdir(&self.node(parent)?, name)
+    pub fn rmdir(&self, caller: &Caller, parent: NodeId, name: &Name) -> Result<()> {
+        self.backend.remove(caller, &self.node(parent)?, name, true)
     }
 
     /// Renames.

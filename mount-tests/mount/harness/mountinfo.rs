@@ -1,4 +1,4 @@
-//! /proc/self/mountinfo, read exactly: fields are octal-escaped bytes.
+//! /proc/thread-self/mountinfo, read exactly: fields are octal-escaped bytes.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -56,7 +56,7 @@ fn parse(line: &[u8]) -> Option<MountEntry> {
 
 /// The topmost mount at exactly `point`, if there is one.
 pub(crate) fn entry_at(point: &Path) -> Option<MountEntry> {
-    let text = std::fs::read("/proc/self/mountinfo").expect("reading mountinfo");
+    let text = std::fs::read("/proc/thread-self/mountinfo").expect("reading mountinfo");
     let lines = text.split(|&b| b == b'\n');
     lines.filter_map(parse).rfind(|entry| entry.point.as_bytes() == point.as_os_str().as_bytes())
 }

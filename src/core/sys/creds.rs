@@ -37,8 +37,21 @@ pub enum As {
     /// Creates as the caller: ownership, umask, setgid rules. The kernel has checked the permission to create, so the
     /// daemon's right to pass directories stays.
     Creator,
+    /// As `Creator`, and takes from sticky directories only what the caller may take (without CAP_FOWNER).
+    Remover,
     /// Is the caller in every way a file system asks about, with no capability unless the caller is root.
     Caller,
+}
+
+/// What the daemon can do about a caller's identity.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Standing {
+    /// The caller is the daemon's own user.
+    Own,
+    /// The daemon can take the caller's identity on, so that the source checks the caller.
+    Assumable,
+    /// The caller is another user, and the daemon stays who it is.
+    Foreign,
 }
 
 /// What the daemon is by itself.
@@ -186,11 +199,106 @@ impl Caller {
                 own,
                 match how {
                     As::Creator => own.caps.effective - CapabilitySet::FSETID,
+                    As::Remover => own.caps.effective - CapabilitySet::FSETID - CapabilitySet::FOWNER,
                     As::Caller => CapabilitySet::empty(),
                 },
             )?;
         }
         Ok(guard)
+    }
+
+    /// What the daemon can do about the caller's identity.
+    ///
+    /// # Errors
+    /// Those of learning what the daemon is.
+    pub fn standing(&self) -> Result<Standing> {
+        let own = own()?;
+        Ok(if self.uid == own.uid.as_raw() {
+            Standing::Own
+        } else if own.switches {
+            Standing::Assumable
+        } else {
+            Standing::Foreign
+        })
+    }
+
+    /// Acts for the caller with its ids and groups and no capability at all, until the guard is dropped: what the source then allows, the
+    /// caller may do. What it refuses, a capability may still allow the caller. `None` where the daemon cannot have the caller's ids and
+    /// groups, or cannot know them.
+    ///
+    /// # Errors
+    /// As [`Caller::act`].
+    pub fn act_without_capabilities(&self) -> Result<Option<Guard>> {
+        let own = own()?;
+        if self.pid == 0 {
+            return Ok(None);
+        }
+        let groups = self.groups()?;
+        if !own.switches {
+            let sorted = |groups: &[rustix::process::Gid]| {
+                let mut ids: Vec<_> = groups.iter().map(|group| group.as_raw()).collect();
+                ids.sort_unstable();
+                ids
+            };
+            let is_own = self.uid == own.uid.as_raw() && self.gid == own.gid.as_raw();
+            if !is_own || sorted(&groups) != sorted(&own.groups) {
+                return Ok(None);
+            }
+        }
+        separate_umask()?;
+        let mut guard = Guard::none();
+        umask(rustix::fs::Mode::from_bits_truncate(self.umask));
+        guard.masked = true;
+        if own.switches {
+            rustix::thread::set_thread_groups(&groups)?;
+            guard.groups = true;
+            guard.switched = true;
+            setfsgid(Gid::from_raw(self.gid));
+            setfsuid(Uid::from_raw(self.uid));
+            if fs_ids() != (Uid::from_raw(self.uid), Gid::from_raw(self.gid)) {
+                return Err(Errno::EPERM.into());
+            }
+        }
+        set_effective(own, CapabilitySet::empty())?;
+        guard.lowered = true;
+        Ok(Some(guard))
+    }
+
+    /// Whether a capability makes the caller the owner of files of `uid` and `gid` (CAP_FOWNER), as far as procfs tells.
+    pub fn owns_all(&self, uid: u32, gid: u32) -> bool {
+        self.is_capable_over(CapabilitySet::FOWNER, uid, gid)
+    }
+
+    /// Whether a capability opens files of `uid` and `gid` to the caller whatever their modes (CAP_DAC_OVERRIDE), as far as procfs tells.
+    pub fn overrides_modes_of(&self, uid: u32, gid: u32) -> bool {
+        self.is_capable_over(CapabilitySet::DAC_OVERRIDE, uid, gid)
+    }
+
+    /// As `capable_wrt_inode_uidgid` in kernel/capability.c.
+    fn is_capable_over(&self, needed: CapabilitySet, uid: u32, gid: u32) -> bool {
+        if self.pid == 0 {
+            // Root of another pid namespace.
+            return self.uid == 0;
+        }
+        let capable = || -> Result<bool> {
+            let status = read_proc(&format!("{}/status", self.pid))?;
+            let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+            let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
+            if effective & needed.bits() != needed.bits() {
+                return Ok(false);
+            }
+            for (map, id) in [("uid_map", uid), ("gid_map", gid)] {
+                let theirs = read_proc(&format!("{}/{map}", self.pid))?;
+                if theirs != read_proc(&format!("self/{map}"))? && !maps_to(&theirs, id) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        capable().unwrap_or_else(|e| {
+            log::debug!("the capabilities of process {} are not known: {e}", self.pid);
+            false
+        })
     }
 
     /// Acts as one for whom a change to a file with `mode` clears its setuid and setgid bits as the caller's own would,
@@ -238,6 +346,21 @@ impl Caller {
             .map(rustix::process::Gid::from_raw)
             .collect())
     }
+}
+
+fn read_proc(path: &str) -> Result<String> {
+    let mut text = String::new();
+    std::fs::File::from(open_proc(path)?).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Whether a map of ids (user_namespaces(7)) has `id` outside.
+fn maps_to(map: &str, id: u32) -> bool {
+    map.lines().any(|line| {
+        let mut words = line.split_whitespace().skip(1).map(str::parse::<u64>);
+        let (Some(Ok(first)), Some(Ok(count))) = (words.next(), words.next()) else { return false };
+        u64::from(id).checked_sub(first).is_some_and(|offset| offset < count)
+    })
 }
 
 /// Whether a mode has a setuid or setgid bit.
@@ -338,6 +461,13 @@ mod tests {
         assert_eq!(std::fs::metadata(dir.path().join("masked")).unwrap().mode() & 0o777, 0o640);
         assert_eq!(std::fs::metadata(dir.path().join("plain")).unwrap().mode() & 0o777, 0o666);
         assert_eq!(fs_ids(), before);
+    }
+
+    #[test]
+    fn a_map_of_ids_has_those_outside_that_it_leads_to() {
+        let map = "         0     100000      65536\n     70000       1000          1\n";
+        assert!(maps_to(map, 100_000) && maps_to(map, 165_535) && maps_to(map, 1000));
+        assert!(!maps_to(map, 0) && !maps_to(map, 165_536) && !maps_to(map, 1001) && !maps_to("", 0));
     }
 
     #[test]
