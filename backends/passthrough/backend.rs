@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{fstatfs, readlinkat};
-use splicefs_core::sys::creds::{As, Standing};
+use splicefs_core::sys::creds::{As, Guard, Standing};
 use splicefs_core::{
     Attr, Backend, Caller, Cookie, CreateFlags, DirSink, Entry, Errno, Ioctl, Listener, Make, Name,
     OpenFlags, Opened, Ownership, ReadPlan, RenameFlags, Result, SeekTo, SetAttr, Span, StatFs, WriteMode,
@@ -34,8 +34,26 @@ impl Backend for Passthrough {
         self.tree.root()
     }
 
+    fn depends_on_caller(&self, node: &Arc<Node>) -> bool {
+        self.is_served && self.tree.is_pseudo(node)
+    }
+
+    fn look_as(&self, caller: &Caller, node: &Arc<Node>) -> Result<Guard> {
+        if !self.depends_on_caller(node) {
+            return Ok(Guard::none());
+        }
+        match caller.standing()? {
+            Standing::Own => Ok(Guard::none()),
+            Standing::Assumable => caller.act(As::Caller, true),
+            // Root may see what the daemon sees.
+            Standing::Foreign if caller.uid == 0 => Ok(Guard::none()),
+            Standing::Foreign => Err(Errno::EACCES.into()),
+        }
+    }
+
     fn lookup(&self, parent: &Arc<Node>, name: &Name) -> Result<Entry<Node>> {
         if self.is_served {
+            self.tree.refuse_own_process(parent, name)?;
             return self.tree.lookup_held(parent, name);
         }
         self.allowed(|| vec![parent.clone()], || self.tree.lookup(parent, name))

@@ -1,5 +1,6 @@
 //! Open directories.
 
+use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ const BUFFER: std::ops::RangeInclusive<usize> = 4096..=64 * 1024;
 pub struct Dir {
     fd: OwnedFd,
     dev: u64,
+    /// A name that is not shown.
+    hidden: Option<CString>,
     /// Where the descriptor stands. Held over getdents64(2): a stream is read by one at a time.
     position: Mutex<Cookie>,
 }
@@ -31,7 +34,8 @@ impl Tree {
             Err(e) if noatime && e.errno() == Errno::EPERM => self.open_node(node, flags),
             other => other,
         }?;
-        Ok(Dir { fd, dev: node.identity().dev(), position: Mutex::new(Cookie::START) })
+        let hidden = self.own_process_in(node, &fd)?;
+        Ok(Dir { fd, dev: node.identity().dev(), hidden, position: Mutex::new(Cookie::START) })
     }
 
     pub(crate) fn read_dir(
@@ -59,6 +63,10 @@ impl Tree {
                 }
             };
             let next = Cookie(entry.next_entry_cookie());
+            if dir.hidden.as_deref() == Some(entry.file_name()) {
+                last = next;
+                continue;
+            }
             let taken = sink(DirEntry {
                 name: entry.file_name().to_bytes(),
                 ino: self.shown_ino(entry.ino(), dir.dev),

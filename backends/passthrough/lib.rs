@@ -17,6 +17,7 @@ mod lend;
 mod modes;
 mod moves;
 mod node;
+mod process;
 mod recent;
 mod setattr;
 mod stat;

@@ -42,6 +42,11 @@ impl Identity {
         }
     }
 
+    /// The inode number.
+    pub(crate) fn ino(&self) -> u64 {
+        self.ino
+    }
+
     /// As many of the seconds since 1970 as are kept.
     pub(crate) const SECONDS: u64 = 0x3fff_ffff;
 

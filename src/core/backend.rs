@@ -12,7 +12,7 @@ use crate::error::{Errno, Result};
 use crate::id::{Cookie, NodeId};
 use crate::name::Name;
 use crate::plan::{ReadPlan, Span};
-use crate::sys::creds::Caller;
+use crate::sys::creds::{Caller, Guard};
 use crate::table::Identified;
 
 /// A node that a name led to.
@@ -177,6 +177,17 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The root directory, whose id is [`NodeId::ROOT`](crate::NodeId::ROOT).
     fn root(&self) -> Arc<Self::Node>;
+    /// Whether what is seen of the node, and below it, depends on who looks (procfs): nothing of it is the kernel's to keep.
+    fn depends_on_caller(&self, _node: &Arc<Self::Node>) -> bool {
+        false
+    }
+    /// Makes the thread see of such a node what `caller` would, until the guard is dropped.
+    ///
+    /// # Errors
+    /// `EACCES` where the daemon cannot.
+    fn look_as(&self, _caller: &Caller, _node: &Arc<Self::Node>) -> Result<Guard> {
+        Ok(Guard::none())
+    }
     /// The node that `name` leads to.
     fn lookup(&self, parent: &Arc<Self::Node>, name: &Name) -> Result<Entry<Self::Node>>;
     /// The attributes, through the open file where there is one.

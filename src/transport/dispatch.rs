@@ -103,7 +103,7 @@ impl<B: Backend> Worker<B> {
             Opcode::Lookup => {
                 let name = request.name()?;
                 if let Some(named) = self.port.root.found(request.header.nodeid, name.as_bytes()) {
-                    let shown = self.vfs.getattr(NodeId::ROOT, None)?;
+                    let shown = self.vfs.getattr(&plain, NodeId::ROOT, None)?;
                     put(&mut self.out, &answer::entry(&Found { id: named, shown, lifetime: FOR_EVER }));
                     return Ok(BODY);
                 }
@@ -177,7 +177,10 @@ impl<B: Backend> Worker<B> {
             Opcode::Getattr => {
                 let get: GetattrIn = request.take()?;
                 let handle = (get.flags & flag::GETATTR_FH != 0).then_some(HandleId(get.fh));
-                put(&mut self.out, &answer::attr(&self.vfs.getattr(id, handle)?));
+                put(
+                    &mut self.out,
+                    &answer::attr(&self.vfs.getattr(&caller(&request.header, 0), id, handle)?),
+                );
             }
             _ => {
                 let set: SetattrIn = request.take()?;
@@ -342,9 +345,10 @@ impl<B: Backend> Worker<B> {
 
     fn directories(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
         let id = node(request.header.nodeid);
+        let by = caller(&request.header, 0);
         match opcode {
             Opcode::Opendir => {
-                let (handle, kept) = self.vfs.opendir(id)?;
+                let (handle, kept) = self.vfs.opendir(&by, id)?;
                 put(&mut self.out, &answer::opendir(handle, kept));
                 Ok(Reply::Body(Given { dir: Some(handle), ..Given::NOTHING }))
             }
@@ -353,7 +357,7 @@ impl<B: Backend> Worker<B> {
                 let size = length(u64::from(read.size)).min(self.max_read);
                 let mut entries = Entries::new(&mut self.out, size);
                 let mut add = |entry: splicefs_core::DirEntry<'_>| entries.add(entry);
-                self.vfs.readdir(HandleId(read.fh), Cookie(read.offset), size, &mut add)?;
+                self.vfs.readdir(&by, id, HandleId(read.fh), Cookie(read.offset), size, &mut add)?;
                 Ok(BODY)
             }
             Opcode::Readdirplus => {
@@ -362,7 +366,6 @@ impl<B: Backend> Worker<B> {
                 let mut entries = Entries::new(&mut self.out, size);
                 let (handle, from) = (HandleId(read.fh), Cookie(read.offset));
                 // An entry with its node takes about five times the room of one without.
-                let by = caller(&request.header, 0);
                 let _answering =
                     self.vfs.readdirplus(&by, id, handle, from, size / 5, &mut |entry, found| {
                         entries.add_plus(entry, found.as_ref())

@@ -82,6 +82,10 @@ pub struct Shown {
 }
 
 impl Kept {
+    /// Nothing is kept.
+    pub(super) const NOTHING: Self =
+        Self { entry: Duration::ZERO, negative: Duration::ZERO, attr: Duration::ZERO, contents: false };
+
     /// The lifetime of attributes of a file that the kernel changes by itself as `bypass` says: while it does so, it tells us
     /// nothing of it, and of its own it keeps the size alone.
     pub(super) fn attr_of(&self, bypass: Bypass) -> Duration {

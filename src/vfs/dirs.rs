@@ -12,8 +12,9 @@ impl<B: Backend> Vfs<B> {
     /// Opens a directory stream.
     ///
     /// The second value says whether the kernel may keep its entries.
-    pub fn opendir(&self, id: NodeId) -> Result<(HandleId, bool)> {
+    pub fn opendir(&self, caller: &Caller, id: NodeId) -> Result<(HandleId, bool)> {
         let node = self.node(id)?;
+        let _as_caller = self.backend.look_as(caller, &node)?;
         let dir = self.backend.opendir(&node)?;
         let kept = self.kept(&node).contents && self.backend.keeps_entries(&dir);
         Ok((self.dirs.insert(dir), kept))
@@ -22,11 +23,14 @@ impl<B: Backend> Vfs<B> {
     /// Hands the entries from `from` on to `sink` until it takes no more.
     pub fn readdir(
         &self,
+        caller: &Caller,
+        node: NodeId,
         id: HandleId,
         from: Cookie,
         hint: usize,
         sink: &mut dyn FnMut(DirEntry<'_>) -> ControlFlow<()>,
     ) -> Result<()> {
+        let _as_caller = self.backend.look_as(caller, &self.node(node)?)?;
         self.backend.read_dir(&*self.dirs.get(id)?, from, hint, sink)
     }
 
@@ -44,6 +48,7 @@ impl<B: Backend> Vfs<B> {
     ) -> Result<Vec<Answering<'_>>> {
         let parent = self.node(parent)?;
         let names = self.kept(&parent);
+        let _as_caller = self.backend.look_as(caller, &parent)?;
         let mut answering = Vec::new();
         self.backend.read_dir(&*self.dirs.get(id)?, from, hint, &mut |entry| {
             let looked_up = self.look_up_entry(caller, (&parent, names), entry.name);

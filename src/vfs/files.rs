@@ -85,6 +85,8 @@ impl<B: Backend> Vfs<B> {
             return Err(Errno::ENOSYS.into());
         }
         let node = self.node(id)?;
+        // Whether the caller may; the backend opens it as the caller by itself.
+        drop(self.backend.look_as(caller, &node)?);
         if !flags.has(libc::O_TRUNC) {
             let opened = self.open_backend(caller, &node, flags)?;
             let changed = opened.0.changed;

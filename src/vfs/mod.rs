@@ -284,6 +284,9 @@ impl<B: Backend> Vfs<B> {
 
     /// What the kernel may keep of the node, or of a directory's names, as things are.
     fn kept(&self, node: &Arc<B::Node>) -> Kept {
+        if self.backend.depends_on_caller(node) {
+            return Kept::NOTHING;
+        }
         self.caching.kept(!self.caching.listens() || self.heard(node) != UNHEARD)
     }
 

@@ -26,7 +26,11 @@ impl<B: Backend> Vfs<B> {
         let parent = self.node(parent)?;
         let names = self.kept(&parent);
         let before = self.lookups.changes();
-        let entry = match self.backend.lookup(&parent, name) {
+        let looked_up = {
+            let _as_caller = self.backend.look_as(caller, &parent)?;
+            self.backend.lookup(&parent, name)
+        };
+        let entry = match looked_up {
             Err(e) if e.errno() == Errno::ENOENT && !names.negative.is_zero() => {
                 return Ok(reply(&LookedUp::Missing(names.negative)));
             }
@@ -79,11 +83,12 @@ impl<B: Backend> Vfs<B> {
     }
 
     /// The attributes, through the open file where the request names one.
-    pub fn getattr(&self, id: NodeId, handle: Option<HandleId>) -> Result<Shown> {
+    pub fn getattr(&self, caller: &Caller, id: NodeId, handle: Option<HandleId>) -> Result<Shown> {
         // A handle that is gone is no reason to fail: the node answers.
         let open = self.opened_if_any(handle).ok().flatten();
         let node = open.as_ref().map_or_else(|| self.node(id), |open| Ok(open.node.clone()))?;
         let before = self.kept(&node);
+        let _as_caller = self.backend.look_as(caller, &node)?;
         let attr = self.backend.getattr(&node, open.as_ref().map(|open| &open.file))?;
         Ok(self.show(&node, attr, before))
     }
@@ -128,7 +133,10 @@ impl<B: Backend> Vfs<B> {
 
     /// The target of a symbolic link.
     pub fn readlink(&self, caller: &Caller, id: NodeId) -> Result<Vec<u8>> {
-        self.backend.readlink(caller, &self.node(id)?)
+        let node = self.node(id)?;
+        // Whether the caller may; the backend reads it as the caller by itself.
+        drop(self.backend.look_as(caller, &node)?);
+        self.backend.readlink(caller, &node)
     }
 
     /// Creates a node.

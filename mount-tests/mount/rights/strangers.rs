@@ -5,12 +5,14 @@ use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use rustix::fs::OFlags;
 
-use crate::harness::{Identity, Mount, Need, as_caller, long_run, ready, with_user_allow_other};
+use crate::harness::{Identity, Mount, Need, as_caller, long_run, ready, scratch, with_user_allow_other};
 use crate::posix::script::open;
 
 const STRANGER: u32 = 4001;
@@ -227,6 +229,62 @@ fn a_stranger_removes_and_renames_what_is_the_strangers_in_root_mounts() {
         fs::create_dir(ground.mounted("t/d")).expect("mkdir");
         fs::rename(ground.mounted("t/d"), ground.mounted("own/d")).expect("move a directory");
         fs::remove_dir(ground.mounted("own/d")).expect("rmdir");
+    });
+}
+
+/// What a process of the stranger's sees in a procfs: the owners of processes that it lists, and what it can read of the first.
+fn seen_in(proc: &Path) -> String {
+    let script = "cd \"$1\" && for p in [0-9]*; do sed -n 's/^Uid:[^0-9]*\\([0-9]*\\).*/\\1/p' $p/status 2>/dev/null; done | sort -u
+        stat -c %n 1 2>/dev/null; cat 1/cmdline 2>/dev/null; ls 1 2>/dev/null; readlink self >/dev/null && echo self; true";
+    let ids = [format!("--reuid={STRANGER}"), format!("--regid={STRANGER}"), "--clear-groups".to_owned()];
+    let output = Command::new("setpriv").args(ids).args(["sh", "-c", script, "sh"]).arg(proc).output();
+    String::from_utf8(output.expect("running setpriv").stdout).expect("text")
+}
+
+#[test]
+fn a_stranger_sees_of_processes_what_procfs_shows_to_the_stranger() {
+    if !ready(&[Need::Root, Need::Fuse, Need::UserMounts]) {
+        return;
+    }
+    with_user_allow_other(|| {
+        let dir = scratch();
+        mount(Some("proc"), dir.path(), Some("proc"), MsFlags::empty(), Some("hidepid=2")).expect("procfs");
+        for cache in MODES {
+            let mirror =
+                || Mount::builder().mirroring(dir.path()).options(&format!("allow_other,cache={cache}"));
+            let mounted = mirror().start();
+            // Root looks first, and everything is in the kernel's cache.
+            let all = fs::read_dir(mounted.point()).expect("list").count();
+            let own = fs::metadata(mounted.point().join("1/cmdline")).expect("stat");
+            assert!(all > 10 && own.is_file());
+            let natively = seen_in(dir.path());
+            assert_eq!(natively, format!("{STRANGER}\nself\n"));
+            assert_eq!(seen_in(mounted.point()), natively, "root's mount, cache={cache}");
+            if let Some(daemon) = mounted.pid() {
+                let daemon = mounted.point().join(daemon.to_string());
+                let seen = as_caller(&Identity::user(STRANGER), || fs::metadata(daemon));
+                assert_eq!(seen.map_err(|e| e.kind()).err(), Some(ErrorKind::NotFound));
+            }
+            drop(mounted);
+        }
+        umount2(dir.path(), MntFlags::MNT_DETACH).expect("umount");
+    });
+}
+
+/// A user's daemon cannot look as another, and what it sees itself is not for everybody.
+#[test]
+fn a_stranger_sees_nothing_of_procfs_in_a_users_mount() {
+    if !ready(&[Need::Root, Need::Fuse, Need::UserMounts, Need::Splicefs]) {
+        return;
+    }
+    with_user_allow_other(|| {
+        let user = Identity::unprivileged();
+        let builder = Mount::builder().user((user.uid, user.gid));
+        let mounted = builder.mirroring("/proc").options("allow_other").start();
+        as_caller(&user, || fs::read_dir(mounted.point()).expect("list").count());
+        let listed = as_caller(&Identity::user(STRANGER), || fs::read_dir(mounted.point()).map(drop));
+        assert_eq!(listed.expect_err("a stranger lists").kind(), ErrorKind::PermissionDenied);
+        assert!(as_caller(&Identity::root(), || fs::read_dir(mounted.point())).is_ok());
     });
 }
 

@@ -156,6 +156,14 @@ impl Guard {
     }
 }
 
+/// Whether the thread acts for another user than the daemon's.
+///
+/// # Errors
+/// Those of learning what the daemon is.
+pub fn acts_for_another() -> Result<bool> {
+    Ok(fs_ids().0 != own()?.uid)
+}
+
 /// Whether the thread could not become itself again after acting for a caller. It must serve no one any more.
 pub fn is_tainted() -> bool {
     TAINTED.get()
