@@ -7,6 +7,7 @@ mod aligned;
 pub mod cli;
 pub mod daemon;
 pub mod failure;
+mod idle;
 pub mod logging;
 pub mod mount;
 pub mod options;

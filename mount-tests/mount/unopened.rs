@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 
 use crate::harness::{
     Identity, Need, Stats, as_caller, command, drop_file_cache, fill, first_difference, ready, scratch,
-    shell, splicefs_binary, unprivileged_user,
+    shell, splicefs_binary, unprivileged_user, until,
 };
 use crate::overlay::{Layers, Overlay};
 use crate::posix::script::open;
@@ -347,4 +347,63 @@ fn regression_a_file_is_used_on_after_one_of_its_names_is_gone() {
         use_many_files(&mount);
         assert_eq!(first_difference(&whole(&File::open(at("elsewhere")).expect("open")), 0), None);
     }
+}
+
+/// Nobody tells a daemon that opens nothing when a file is closed. What it has open for writing keeps a program from being run from the
+/// upper directory, and its file system from being made read-only.
+#[test]
+fn what_is_written_no_more_is_not_kept_open_for_writing() {
+    if !ready(&[Need::Root, Need::Fuse, Need::Splicefs, Need::UserMounts]) {
+        return;
+    }
+    let layers = Layers::simple().of_user();
+    let mount = layers.mount();
+    let mut kept_open = None;
+    as_caller(&Identity::unprivileged(), || {
+        fs::copy("/bin/true", mount.at("program")).expect("copy");
+        for number in 0..40 {
+            fs::write(mount.at(number.to_string()), fill(number, 5000)).expect("write");
+        }
+        let written = open(&mount.at("written"), OFlags::CREATE | OFlags::RDWR, 0o644).expect("create");
+        written.write_all_at(&fill(0, 5000), 0).expect("write");
+        rustix::fs::syncfs(&written).expect("syncfs");
+        kept_open = Some(written);
+    });
+    let program = layers.upper().join("program");
+    until("the program can be run from the upper directory", || {
+        std::process::Command::new(&program).status().is_ok_and(|status| status.success())
+    });
+    let upper = layers.upper().to_owned();
+    until("nothing is open for writing", || writers_below(&upper) == 0);
+    // It is opened again when there is more to write.
+    let written = kept_open.expect("made");
+    written.write_all_at(&fill(5000, 5000), 5000).and_then(|()| written.sync_all()).expect("write again");
+    let stored = fs::read(layers.upper().join("written")).expect("read");
+    assert_eq!((stored.len(), first_difference(&stored, 0)), (10_000, None));
+    until("that is closed, too", || writers_below(&upper) == 0);
+}
+
+/// How many descriptors of other processes' are open for writing on files below `dir`.
+fn writers_below(dir: &Path) -> usize {
+    let entries = |path: &Path| fs::read_dir(path).into_iter().flatten().flatten();
+    let processes = entries(Path::new("/proc")).filter(|entry| {
+        entry.file_name().to_string_lossy().parse::<u32>().is_ok_and(|pid| pid != std::process::id())
+    });
+    processes
+        .flat_map(|process| {
+            let base = process.path();
+            entries(&base.join("fd")).map(move |fd| (base.join("fdinfo").join(fd.file_name()), fd.path()))
+        })
+        .filter(|(info, fd)| {
+            let below = fs::read_link(fd).is_ok_and(|target| target.starts_with(dir));
+            below && fs::read_to_string(info).is_ok_and(|info| is_open_for_writing(&info))
+        })
+        .count()
+}
+
+/// Whether the flags in a file of /proc/PID/fdinfo are those of open(2) for writing.
+fn is_open_for_writing(info: &str) -> bool {
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap_or("0").trim();
+    let flags = i32::from_str_radix(flags, 8).unwrap_or(0);
+    flags & libc::O_PATH == 0 && flags & libc::O_ACCMODE != libc::O_RDONLY
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 use memmap2::MmapMut;
 use splicefs_core::Backend;
 
+use crate::idle::IdleThread;
 pub use crate::reply::max_read_bytes;
 use crate::reply::{Counters, Engine, Policy, ZeroSource};
 use crate::transport::{Crew, Foreman, Port, Stock, Worker};
@@ -213,6 +214,7 @@ impl<B: Backend> Prepared<B> {
             Some(listener) => Some(Hearing::start(vfs.clone(), listener)?),
             None => None,
         };
+        let idle = vfs.close_idle_writers()?;
         let mut workers = Vec::with_capacity(self.threads.len());
         for Ready { thread, job } in self.threads {
             let (vfs, port, crew) = (vfs.clone(), port.clone(), self.crew.clone());
@@ -220,7 +222,7 @@ impl<B: Backend> Prepared<B> {
             job.send(serve).map_err(|_| io::Error::other("a worker is gone"))?;
             workers.push(thread);
         }
-        Ok(Running { workers, foreman: self.foreman, hearing, port, _handshake: handshake })
+        Ok(Running { workers, foreman: self.foreman, hearing, idle, port, _handshake: handshake })
     }
 }
 
@@ -230,6 +232,7 @@ pub struct Running {
     workers: Vec<JoinHandle<io::Result<()>>>,
     foreman: Foreman,
     hearing: Option<Hearing>,
+    idle: Option<IdleThread>,
     port: Arc<Port>,
     /// Keeps fuser's end of the connection.
     _handshake: Handshake,
@@ -252,6 +255,7 @@ impl Running {
             result = result.and(ended);
         }
         drop(self.foreman);
+        drop(self.idle);
         result.and(self.hearing.map_or(Ok(()), Hearing::end))
     }
 }

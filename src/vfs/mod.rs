@@ -241,7 +241,7 @@ impl<B: Backend> Vfs<B> {
             nodes: NodeTable::new(&backend.root()),
             heap: HeapUse::default(),
             files: HandleTable::default(),
-            unopened: Unopened::new(),
+            unopened: Unopened::new(Arc::default()),
             dirs: HandleTable::default(),
             lookups: Lookups::new(caching.outlasts_answers()),
             backend,

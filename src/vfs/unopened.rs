@@ -1,8 +1,11 @@
 //! Files that the kernel reads and writes without having opened them (zero-message opens): after one OPEN was answered
 //! `ENOSYS` it asks to open nothing more (`fc->no_open` in fs/fuse/file.c), and names the node alone.
 //!
-//! What was used last stays open here, by node and by what it is used for; it goes when the kernel forgets the node.
+//! What was used last stays open here, by node and by what it is used for; it goes when the kernel forgets the node. What is open
+//! for writing goes soon after the last write, too, since nobody tells when the last descriptor is closed: a file that is open for
+//! writing cannot be run (`ETXTBSY`), nor its file system be made read-only. It is opened again for the next write.
 
+use std::io;
 use std::sync::Arc;
 
 use lru::LruCache;
@@ -10,6 +13,7 @@ use parking_lot::Mutex;
 use splicefs_core::{Backend, Caller, Errno, HandleId, Identified, NodeId, OpenFlags, Opened, Result, sys};
 
 use super::{Handle, OpenFile, Used, Vfs, Way};
+use crate::idle::{IdleThread, IdleTimer};
 
 /// The part of the descriptor limit that these files may hold; as many are the backends'.
 const SHARE: u64 = 4;
@@ -60,33 +64,91 @@ type Kind = (Use, bool);
 
 const KINDS: [Kind; 4] = [(Use::Read, false), (Use::Write, false), (Use::Read, true), (Use::Write, true)];
 
-type Files<B> = LruCache<(NodeId, Kind), Arc<OpenFile<B>>>;
+type Key = (NodeId, Kind);
+
+/// An open file.
+struct Kept<B: Backend> {
+    open: Arc<OpenFile<B>>,
+    /// The tick at which it was used last.
+    used: u64,
+}
+
+struct Files<B: Backend> {
+    kept: LruCache<Key, Kept<B>>,
+    /// Counts the ticks of the idle timer.
+    tick: u64,
+}
 
 /// The files used last. One that falls out while it is in use lives until its user is done.
 ///
 /// Lock order: a leaf, held over no system call: what falls out is closed after the lock.
-pub(super) struct Unopened<B: Backend>(Mutex<Files<B>>);
+pub(super) struct Unopened<B: Backend> {
+    files: Mutex<Files<B>>,
+    timer: Arc<IdleTimer>,
+}
 
 impl<B: Backend> Unopened<B> {
-    /// A cache for the descriptor limit (`RLIMIT_NOFILE`) in force.
-    pub(super) fn new() -> Self {
-        Self(Mutex::new(LruCache::new(sys::descriptor_share(SHARE, AT_LEAST, AT_MOST))))
+    /// A cache for the descriptor limit (`RLIMIT_NOFILE`) in force, which starts `timer` when something is open for writing.
+    pub(super) fn new(timer: Arc<IdleTimer>) -> Self {
+        let kept = LruCache::new(sys::descriptor_share(SHARE, AT_LEAST, AT_MOST));
+        Self { files: Mutex::new(Files { kept, tick: 0 }), timer }
+    }
+
+    fn get(&self, key: &Key) -> Option<Arc<OpenFile<B>>> {
+        let mut files = self.files.lock();
+        let tick = files.tick;
+        let kept = files.kept.get_mut(key)?;
+        kept.used = tick;
+        Some(kept.open.clone())
+    }
+
+    fn put(&self, key: Key, open: Arc<OpenFile<B>>) {
+        let _closed_after_the_lock = {
+            let mut files = self.files.lock();
+            let used = files.tick;
+            files.kept.push(key, Kept { open, used })
+        };
+        let (_, (what, _)) = key;
+        if what == Use::Write {
+            self.timer.start();
+        }
+    }
+
+    /// A tick of the timer: closes what is open for writing and was not used for a whole tick. Says whether more is open for
+    /// writing.
+    fn close_idle_writers(&self) -> bool {
+        let mut more = false;
+        let _closed_after_the_lock: Vec<_> = {
+            let mut files = self.files.lock();
+            files.tick += 1;
+            let tick = files.tick;
+            let mut idle = Vec::new();
+            for (key, kept) in files.kept.iter().filter(|((_, (what, _)), _)| *what == Use::Write) {
+                if kept.used + 1 < tick && Arc::strong_count(&kept.open) == 1 {
+                    idle.push(*key);
+                } else {
+                    more = true;
+                }
+            }
+            idle.iter().filter_map(|key| files.kept.pop(key)).collect()
+        };
+        more
     }
 
     /// The kernel has forgotten the node.
     pub(super) fn forget(&self, id: NodeId) {
         let _closed_after_the_lock = {
-            let mut files = self.0.lock();
-            if files.is_empty() { Default::default() } else { KINDS.map(|kind| files.pop(&(id, kind))) }
+            let kept = &mut self.files.lock().kept;
+            if kept.is_empty() { Default::default() } else { KINDS.map(|kind| kept.pop(&(id, kind))) }
         };
     }
 
     /// Closes half of what is open.
     fn shed(&self) {
         let _closed_after_the_lock: Vec<_> = {
-            let mut files = self.0.lock();
-            let half = files.len().div_ceil(2);
-            std::iter::from_fn(|| files.pop_lru()).take(half).collect()
+            let kept = &mut self.files.lock().kept;
+            let half = kept.len().div_ceil(2);
+            std::iter::from_fn(|| kept.pop_lru()).take(half).collect()
         };
     }
 }
@@ -99,6 +161,18 @@ impl<B: Backend> OpenFile<B> {
 }
 
 impl<B: Backend> Vfs<B> {
+    /// Starts the thread that closes what was not written for a moment, where files are not opened.
+    ///
+    /// # Errors
+    /// Where there is no thread to be had.
+    pub fn close_idle_writers(self: &Arc<Self>) -> io::Result<Option<IdleThread>> {
+        if !self.caching.unopened {
+            return Ok(None);
+        }
+        let vfs = self.clone();
+        IdleThread::start(self.unopened.timer.clone(), move || vfs.unopened.close_idle_writers()).map(Some)
+    }
+
     /// The open file that a request means: the one that it names, or one of the node if it names none.
     pub(super) fn opened(&self, file: FileRef, what: Use) -> Result<Arc<OpenFile<B>>> {
         if !file.is_unopened() {
@@ -108,13 +182,13 @@ impl<B: Backend> Vfs<B> {
             return Err(Errno::EBADF.into());
         }
         let key = (file.node, (what, file.flags.has(libc::O_DIRECT)));
-        if let Some(open) = self.unopened.0.lock().get(&key) {
-            return Ok(open.clone());
+        if let Some(open) = self.unopened.get(&key) {
+            return Ok(open);
         }
         let (open, lasts) = self.open_unasked(key.0, key.1)?;
         let open = Arc::new(open);
         if lasts {
-            let _closed_after_the_lock = self.unopened.0.lock().push(key, open.clone());
+            self.unopened.put(key, open.clone());
         }
         Ok(open)
     }
@@ -132,7 +206,7 @@ impl<B: Backend> Vfs<B> {
         let key = (node.id(), (what, flags.has(libc::O_DIRECT)));
         let used = self.nodes.state(&node);
         let open = OpenFile::unasked(node, used, opened.file, writes);
-        let _closed_after_the_lock = self.unopened.0.lock().push(key, Arc::new(open));
+        self.unopened.put(key, Arc::new(open));
         Handle {
             id: NO_HANDLE,
             way: Way::Cached,
