@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, Statx, StatxFlags, flock, openat, statx};
 use rustix::io::Errno;
 
+use super::in_use::{self, Identity};
 use crate::failure::Failure;
 use crate::mount::mountinfo;
 use crate::mount::preflight::{check_writable, find_directory};
@@ -113,9 +114,6 @@ impl Changes {
 /// The option that names lower layers.
 const LOWER: &str = "lowerdir";
 
-/// Device and inode number.
-type Identity = (u64, u64);
-
 /// A directory, found.
 struct Directory<'a> {
     what: &'static str,
@@ -123,6 +121,8 @@ struct Directory<'a> {
     path: PathBuf,
     /// The mount it lies on.
     mount: u64,
+    /// Whose it is.
+    owner: u32,
     /// The directory, and those above it on the same file system.
     chain: Vec<Identity>,
 }
@@ -140,7 +140,7 @@ impl<'a> Directory<'a> {
         let fd = open_path(CWD, &path).map_err(cannot)?;
         let st = look(&fd).map_err(cannot)?;
         let chain = chain(fd, identity(&st));
-        Ok(Self { what, given, path, mount: st.stx_mnt_id, chain })
+        Ok(Self { what, given, path, mount: st.stx_mnt_id, owner: st.stx_uid, chain })
     }
 
     fn find_writable(what: &'static str, given: &'a Path) -> Result<Self, Failure> {
@@ -149,7 +149,8 @@ impl<'a> Directory<'a> {
         Ok(found)
     }
 
-    /// Keeps other mounts of ours from the directory until the descriptor is closed.
+    /// Keeps other mounts of ours from the directory until the descriptor is closed. A stranger's lock is passed over: then the lock is
+    /// shared with it, which is enough to be seen by other mounts of ours.
     fn lock(&self) -> Result<OwnedFd, Failure> {
         let cannot = |error: Errno| Failure::new(format!("cannot open {self}: {error}"));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -158,18 +159,43 @@ impl<'a> Directory<'a> {
         loop {
             match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => return Ok(fd),
-                Err(Errno::WOULDBLOCK) if Instant::now() < end => thread::sleep(LOCK_WAIT),
-                Err(Errno::WOULDBLOCK) => {
-                    return Err(Failure::new(format!(
-                        "{self} is in use by another splicefs mount: unmount that one first, or take other directories"
-                    )));
+                Err(Errno::WOULDBLOCK) if Instant::now() < end => {
+                    if in_use::users(self.chain[0], self.owner).is_some_and(|users| users.is_empty()) {
+                        log::warn!(
+                            "{self} is locked by a process that may not change it, which does not matter"
+                        );
+                        return self.share_lock(fd);
+                    }
+                    thread::sleep(LOCK_WAIT);
                 }
+                Err(Errno::WOULDBLOCK) => return Err(self.in_use()),
                 Err(error) => {
                     log::warn!("nothing keeps other mounts from {self}: it cannot be locked: {error}");
                     return Ok(fd);
                 }
             }
         }
+    }
+}
+
+impl Directory<'_> {
+    /// Shares a stranger's lock, if it can be shared, so that the next mount of ours sees that there is one.
+    fn share_lock(&self, fd: OwnedFd) -> Result<OwnedFd, Failure> {
+        if flock(&fd, FlockOperation::NonBlockingLockShared).is_err() {
+            return Ok(fd);
+        }
+        let own = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
+        let users = in_use::users(self.chain[0], self.owner).unwrap_or_default();
+        if users.iter().any(|user| *user != own) { Err(self.in_use()) } else { Ok(fd) }
+    }
+
+    fn in_use(&self) -> Failure {
+        let users = in_use::users(self.chain[0], self.owner).unwrap_or_default();
+        let by = match users.first() {
+            Some(daemon) => in_use::explain(*daemon),
+            None => "unmount that one first, or take other directories".to_owned(),
+        };
+        Failure::new(format!("{self} is in use by another splicefs mount: {by}"))
     }
 }
 

@@ -4,6 +4,7 @@ mod amount;
 mod args;
 mod ask;
 mod help;
+mod in_use;
 mod layers;
 mod near;
 mod overlay;

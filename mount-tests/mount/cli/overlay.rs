@@ -1,5 +1,7 @@
 //! `splicefs overlay`, and the forms in which mount(8) and container engines call it, as they meet it.
 
+mod in_use;
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
