@@ -196,6 +196,7 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
         if is_dir || put.is_err() {
             upper.discard(&stage.dir, &temp);
         }
+        upper.layer.release_whiteout();
         put.map(|()| made)
     }
 

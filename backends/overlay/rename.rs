@@ -187,6 +187,9 @@ impl<L: Layer, U: Layer> Overlay<L, U> {
             upper.rename((&old, from.1), (&new, to.1), whiteout)?;
         }
         upper.unhide_dot(&new, new_hides, to.1)?;
+        if there.is_some() {
+            upper.layer.release_whiteout();
+        }
         let nothing_there = there.is_none() && victim.is_none() && !new_hides.has_dots();
         moved.alone.store(alone && nothing_there, Ordering::Release);
         Ok(replaces)

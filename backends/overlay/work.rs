@@ -165,6 +165,7 @@ impl<U: Layer> Changes<U> {
         if let Err(e) = removed {
             log::warn!("{:?} stays in the work directory: {e}", temp.as_os_str());
         }
+        self.layer.release_whiteout();
     }
 }
 
@@ -203,6 +204,7 @@ fn whiteouts_are_devices<U: Layer>(layer: &U, work: &Arc<U::Node>) -> Result<boo
             layer.unlink(work, &name)?;
         }
     }
+    layer.release_whiteout();
     match tried {
         Ok(()) => Ok(true),
         Err(e) if matches!(e.errno(), Errno::EPERM | Errno::EOPNOTSUPP | Errno::EINVAL | Errno::ENOSYS) => {

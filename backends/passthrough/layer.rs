@@ -189,6 +189,10 @@ impl Layer for Passthrough {
         self.allowed(|| vec![dir.clone()], make)
     }
 
+    fn release_whiteout(&self) {
+        self.held.whiteouts.release();
+    }
+
     fn descriptor<'f>(&self, file: &'f File) -> Option<BorrowedFd<'f>> {
         file.pages()
     }

@@ -40,6 +40,19 @@ impl Whiteouts {
         }
         Ok(())
     }
+
+    /// Lets go of the shared whiteout if it has no name any more.
+    pub(crate) fn release(&self) {
+        let Some(shared) = self.0.lock().clone() else { return };
+        if stat::of_fd(&shared).is_ok_and(|st| st.stx_nlink > 0) {
+            return;
+        }
+        // Another one may have been made meanwhile.
+        let mut now = self.0.lock();
+        if now.as_ref().is_some_and(|now| Arc::ptr_eq(now, &shared)) {
+            *now = None;
+        }
+    }
 }
 
 fn is_whiteout(st: &Statx) -> bool {

@@ -161,7 +161,7 @@ impl<'a> Directory<'a> {
                 Ok(()) => return Ok(fd),
                 Err(Errno::WOULDBLOCK) if Instant::now() < end => {
                     if in_use::users(self.chain[0], self.owner).is_some_and(|users| users.is_empty()) {
-                        log::warn!(
+                        log::info!(
                             "{self} is locked by a process that may not change it, which does not matter"
                         );
                         return self.share_lock(fd);

@@ -53,6 +53,9 @@ pub trait Layer: Backend {
     fn make_whiteout(&self, dir: &Arc<Self::Node>, name: &Name) -> Result<()> {
         self.make(&Caller::DAEMON, dir, name, Make::Node(libc::S_IFCHR, 0)).map(drop)
     }
+    /// Whiteouts may have lost names: one that is kept to be given further names is let go if that was its last. An open file without
+    /// a name keeps its file system from being made read-only.
+    fn release_whiteout(&self) {}
     /// The descriptor that holds the contents of an open file, to be cloned or copied from and to by the kernel;
     /// `None` where there is no single one.
     fn descriptor<'f>(&self, file: &'f Self::File) -> Option<BorrowedFd<'f>>;

@@ -410,6 +410,10 @@ impl<B: Layer> Layer for Recorded<B> {
         self.inner.make_whiteout(dir, name)
     }
 
+    fn release_whiteout(&self) {
+        self.inner.release_whiteout();
+    }
+
     fn descriptor<'f>(&self, file: &'f Self::File) -> Option<BorrowedFd<'f>> {
         self.inner.descriptor(&file.inner)
     }

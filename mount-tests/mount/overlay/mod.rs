@@ -9,6 +9,7 @@ mod depth;
 mod differential;
 mod flags;
 mod foreign;
+mod idle;
 mod killed;
 mod layers;
 mod many;
