@@ -15,7 +15,7 @@ use splicefs_core::{
 use crate::dir::{DOT, DOT_DOT};
 use crate::life::InUse;
 use crate::node::Body;
-use crate::options::Resize;
+use crate::options::{Resize, beyond_group};
 use crate::{Dir, File, Node, Tmpfs, file, opened, setattr, xattr};
 
 fn entry(node: Arc<Node>) -> Entry<Node> {
@@ -232,7 +232,15 @@ impl Backend for Tmpfs {
             Errno::EINVAL
         })?;
         let plain = |limit: Option<Option<std::num::NonZeroU64>>| limit.map(|limit| limit.map(Into::into));
-        self.shared.store.limits.resize(plain(pages), plain(inodes))
+        self.shared.store.limits.resize(plain(pages), plain(inodes))?;
+        if let Some(limit) = pages.and_then(beyond_group) {
+            log::warn!(
+                "`{options}` is more than the memory control group of the daemon allows ({} bytes, {}): at that it is killed, and the files are lost",
+                limit.bytes,
+                limit.file.display()
+            );
+        }
+        Ok(())
     }
 }
 

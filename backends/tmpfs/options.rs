@@ -6,6 +6,8 @@
 
 use std::num::NonZeroU64;
 
+use crate::memory::{GroupLimit, available_pages, group_limit};
+
 /// The page that limits count and `nr_blocks=` means, in bytes.
 pub const PAGE_BYTES: u64 = 4096;
 /// The most pages a limit can name: as many as hold the longest file there can be (`i64::MAX` bytes). In bytes that
@@ -51,10 +53,10 @@ pub struct Options {
 }
 
 impl Options {
-    /// Those of a mount of which only `limits` were said, its root owned by `uid` and `gid`: half of this machine's
-    /// memory, and half as many inodes as it has pages (`shmem_default_max_blocks`, `shmem_default_max_inodes`).
+    /// Those of a mount of which only `limits` were said, its root owned by `uid` and `gid`: half of the memory
+    /// there is for this process, and half as many inodes as that has pages (`shmem_default_max_blocks`, `shmem_default_max_inodes`).
     pub fn new(limits: Resize, uid: u32, gid: u32) -> Self {
-        let half = NonZeroU64::new(ram_pages() / 2).unwrap_or(NonZeroU64::MIN);
+        let half = NonZeroU64::new(available_pages() / 2).unwrap_or(NonZeroU64::MIN);
         Self {
             pages: limits.pages.unwrap_or(Some(half)),
             inodes: limits.inodes.unwrap_or(Some(half)),
@@ -64,6 +66,12 @@ impl Options {
             inode32: false,
             atime: Atime::default(),
         }
+    }
+
+    /// The limit of the daemon's memory control group, where files may take more than that: before they do, the daemon is
+    /// killed.
+    pub fn exceeded_group(&self) -> Option<&'static GroupLimit> {
+        beyond_group(self.pages)
     }
 }
 
@@ -100,13 +108,13 @@ impl Resize {
         Ok(limits)
     }
 
-    /// Reads the value of `size=`: bytes, rounded up to whole pages, or a share of this machine's memory.
+    /// Reads the value of `size=`: bytes, rounded up to whole pages, or a share of the memory there is for this process.
     ///
     /// # Errors
     /// What is expected instead.
     pub fn set_size(&mut self, value: &str) -> Result<(), String> {
         let bytes = match value.strip_suffix('%') {
-            Some(percent) => whole(percent).map(|percent| share_of(ram_pages(), percent)),
+            Some(percent) => whole(percent).map(|percent| share_of(available_pages(), percent)),
             None => number(value).map(u128::from),
         };
         let pages = bytes.and_then(|bytes| u64::try_from(bytes.div_ceil(u128::from(PAGE_BYTES))).ok());
@@ -137,13 +145,10 @@ impl Resize {
     }
 }
 
-/// The memory the kernel manages, in pages of 4 KiB (`totalram_pages`, sysinfo(2)).
-fn ram_pages() -> u64 {
-    let memory = rustix::system::sysinfo();
-    // The fields are of the C type `unsigned long`, which is not 64 bits wide everywhere.
-    #[allow(clippy::useless_conversion, reason = "32-bit machines")]
-    let total = u64::from(memory.totalram);
-    total.saturating_mul(u64::from(memory.mem_unit.max(1))) / PAGE_BYTES
+/// The limit of this process's memory control group, where `pages` are more.
+pub(crate) fn beyond_group(pages: Limit) -> Option<&'static GroupLimit> {
+    group_limit()
+        .filter(|limit| pages.is_none_or(|pages| pages.get().saturating_mul(PAGE_BYTES) > limit.bytes))
 }
 
 /// `percent` of `pages`, in bytes.
@@ -208,8 +213,8 @@ mod tests {
         for (value, pages) in sizes {
             assert_eq!(parsed(&format!("size={value}")).pages, Some(NonZeroU64::new(pages)), "{value}");
         }
-        assert_eq!(parsed("size=50%").pages, Some(NonZeroU64::new(ram_pages().div_ceil(2))));
-        assert_eq!(parsed("size=200%").pages, Some(NonZeroU64::new(ram_pages() * 2)));
+        assert_eq!(parsed("size=50%").pages, Some(NonZeroU64::new(available_pages().div_ceil(2))));
+        assert_eq!(parsed("size=200%").pages, Some(NonZeroU64::new(available_pages() * 2)));
         assert_eq!(parsed("nr_blocks=3k").pages, Some(NonZeroU64::new(3072)));
         assert_eq!(parsed("nr_inodes=1m").inodes, Some(NonZeroU64::new(1 << 20)));
         assert_eq!(parsed("nr_blocks=0,nr_inodes=0"), Resize { pages: Some(None), inodes: Some(None) });
@@ -251,7 +256,7 @@ mod tests {
     #[test]
     fn a_mount_without_options_has_half_of_memory() {
         let options = Options::new(Resize::default(), 7, 8);
-        assert_eq!(options.pages.map(NonZeroU64::get), Some(ram_pages() / 2));
+        assert_eq!(options.pages.map(NonZeroU64::get), Some(available_pages() / 2));
         assert_eq!((options.pages, options.uid, options.gid), (options.inodes, 7, 8));
         let none = Options::new(parsed("size=0,nr_inodes=3"), 0, 0);
         assert_eq!((none.pages, none.inodes), (None, NonZeroU64::new(3)));

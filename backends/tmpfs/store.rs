@@ -6,6 +6,7 @@ use std::sync::{Arc, Once};
 use splicefs_core::{Error, HeapUse};
 
 use crate::limits::Limits;
+use crate::memory::available_pages;
 
 /// Length of a page, in bytes: the unit in which files take room, on every host.
 pub(crate) const PAGE: u64 = 4096;
@@ -21,7 +22,7 @@ pub(crate) struct Store {
     refusal_told: Once,
     /// What files take of the daemon's heap.
     pub(crate) heap: HeapUse,
-    /// Memory and swap of the host, in pages.
+    /// Memory there is for this process, and swap, in pages.
     host_pages: u64,
 }
 
@@ -35,12 +36,12 @@ impl Drop for Permit {
     }
 }
 
-/// Memory and swap of the host, in pages (sysinfo(2)).
+/// Memory there is for this process, and swap of the host, in pages (sysinfo(2)).
 #[allow(clippy::useless_conversion, reason = "the fields are 32 bits wide on 32-bit hosts")]
 fn host_pages() -> u64 {
     let host = rustix::system::sysinfo();
-    let units = u64::from(host.totalram).saturating_add(u64::from(host.totalswap));
-    units.saturating_mul(u64::from(host.mem_unit)) / PAGE
+    let swap = u64::from(host.totalswap).saturating_mul(u64::from(host.mem_unit)) / PAGE;
+    available_pages().saturating_add(swap)
 }
 
 impl Store {

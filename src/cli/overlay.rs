@@ -12,7 +12,7 @@ use splicefs_passthrough::{LayerOptions, LayerSet, Passthrough};
 use splicefs_tmpfs::{Atime, Resize, Tmpfs};
 
 use super::layers::{Changes, Layers};
-use super::serve::room;
+use super::serve::{room, warn_of_group};
 use crate::failure::Failure;
 use crate::options::{LowerDir, Options, OverlayOptions};
 
@@ -121,7 +121,9 @@ pub(super) fn build(layers: &Layers, mount_point: &Path, options: &Options) -> R
     if let (Some(limits), Some(topmost)) = (options.overlay.in_memory, lowers.first()) {
         // There is nothing that could be made durable.
         let config = Config { volatile: true, ..config };
-        let upper = in_memory(&memory(limits, options), &topmost.layer, &config);
+        let memory = memory(limits, options);
+        warn_of_group(&memory);
+        let upper = in_memory(&memory, &topmost.layer, &config);
         let upper = upper.map_err(|error| no_memory(&error))?;
         return Overlay::new(config, lowers, Some(upper)).map(Built::InMemory).map_err(cannot);
     }

@@ -162,7 +162,9 @@ fn serve(order: &Order, reporter: Reporter) -> Result<(), Failure> {
             Start { order, found, place, reporter, behind }.serve(backend)
         }
         Found::Memory(_) => {
-            let backend = Tmpfs::new(&in_memory(options)).map_err(|error| overlay::no_memory(&error))?;
+            let memory = in_memory(options);
+            warn_of_group(&memory);
+            let backend = Tmpfs::new(&memory).map_err(|error| overlay::no_memory(&error))?;
             Start { order, found, place, reporter, behind }.serve(backend)
         }
         Found::Layers(_, layers) => match overlay::build(layers, &place.mount_point, options)? {
@@ -302,6 +304,18 @@ fn announcement(found: &Found, options: &Options, mount_point: &Path, created: b
                 "splicefs: overlay of {count} layer{plural} {mounted}, {changes}; look: ls {word}; {stop}: splicefs unmount {word}"
             )
         }
+    }
+}
+
+/// Says that the daemon may be killed before its files take what they may.
+pub(super) fn warn_of_group(options: &splicefs_tmpfs::Options) {
+    if let Some(limit) = options.exceeded_group() {
+        log::warn!(
+            "{}, but the memory control group of the daemon allows {} ({}): at that it is killed, and the files are lost",
+            room(options),
+            amount(limit.bytes),
+            limit.file.display()
+        );
     }
 }
 

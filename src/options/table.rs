@@ -272,14 +272,14 @@ const SPECS: &[Spec] = &[
         "size",
         "SIZE",
         |o, v| o.limits.set_size(values::utf8(v)),
-        "the most that files may take: bytes, with k, m, g or t behind them, or a share of the machine's memory such as 25%; 0 for no limit (default: 50%)",
+        "the most that files may take: bytes, with k, m, g or t behind them, or a share such as 25% of the memory that the machine and the daemon's control group allow; 0 for no limit (default: 50%)",
     )),
     tmpfs(value("nr_blocks", "N", |o, v| o.limits.set_blocks(values::utf8(v)), "the same in pages of 4 KiB")),
     tmpfs(value(
         "nr_inodes",
         "N",
         |o, v| o.limits.set_inodes(values::utf8(v)),
-        "the most files, with k, m or g behind the number; 0 for no limit (default: half as many as the machine has pages)",
+        "the most files, with k, m or g behind the number; 0 for no limit (default: half as many as that memory has pages)",
     )),
     tmpfs(value(
         "mode",

@@ -1,5 +1,6 @@
 //! What a person or a script at the command line meets: starting, failing, stopping.
 
+mod groups;
 mod options;
 mod overlay;
 mod surprises;

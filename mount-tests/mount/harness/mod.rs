@@ -22,7 +22,7 @@ pub(crate) use identity::{Identity, as_caller, unprivileged_user};
 pub(crate) use mount::{Mount, MountBuilder};
 pub(crate) use mountinfo::{entry_at, is_mounted};
 pub(crate) use namespace::with_user_allow_other;
-pub(crate) use needs::{Need, long_run, native_control, ready};
+pub(crate) use needs::{Need, long_run, memory_groups, native_control, ready};
 pub(crate) use pattern::{fill, first_difference};
 pub(crate) use stats::Stats;
 pub(crate) use tools::{Random, aligned, drop_file_cache, have_program, read_range, scratch, shell};

@@ -54,11 +54,15 @@ fn parse(line: &[u8]) -> Option<MountEntry> {
     })
 }
 
+/// All mounts this thread sees.
+pub(crate) fn entries() -> Vec<MountEntry> {
+    let text = std::fs::read("/proc/thread-self/mountinfo").expect("reading mountinfo");
+    text.split(|&b| b == b'\n').filter_map(parse).collect()
+}
+
 /// The topmost mount at exactly `point`, if there is one.
 pub(crate) fn entry_at(point: &Path) -> Option<MountEntry> {
-    let text = std::fs::read("/proc/thread-self/mountinfo").expect("reading mountinfo");
-    let lines = text.split(|&b| b == b'\n');
-    lines.filter_map(parse).rfind(|entry| entry.point.as_bytes() == point.as_os_str().as_bytes())
+    entries().into_iter().rfind(|entry| entry.point.as_bytes() == point.as_os_str().as_bytes())
 }
 
 pub(crate) fn is_mounted(point: &Path) -> bool {

@@ -1,8 +1,9 @@
 //! What a test needs of the machine. Locally a missing thing skips the test with its reason; in CI it is a failure.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use super::mountinfo::entries;
 use super::tools::have_program;
 
 /// A requirement of a test.
@@ -20,6 +21,8 @@ pub(crate) enum Need {
     Program(&'static str),
     /// A free loop device.
     LoopDevice,
+    /// Control groups that can be made, and their memory limited.
+    MemoryGroups,
 }
 
 impl Need {
@@ -38,8 +41,27 @@ impl Need {
             Self::LoopDevice => {
                 (!Path::new("/dev/loop-control").exists()).then(|| "there are no loop devices".into())
             }
+            Self::MemoryGroups => memory_groups()
+                .is_none()
+                .then(|| "no control groups with a memory controller are mounted".into()),
         }
     }
+}
+
+/// Where groups can be made whose memory is limited, and the file that limits it: version 1, or version 2 where the
+/// machine has its groups' memory controlled.
+pub(crate) fn memory_groups() -> Option<(PathBuf, &'static str)> {
+    entries().into_iter().find_map(|entry| {
+        let point = PathBuf::from(&entry.point);
+        let controlled = || std::fs::read_to_string(point.join("cgroup.subtree_control")).unwrap_or_default();
+        match entry.kind.as_str() {
+            "cgroup" if entry.has("memory") => Some((point, "memory.limit_in_bytes")),
+            "cgroup2" if controlled().split_whitespace().any(|name| name == "memory") => {
+                Some((point, "memory.max"))
+            }
+            _ => None,
+        }
+    })
 }
 
 fn is_set(variable: &str) -> bool {
