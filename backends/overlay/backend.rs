@@ -269,6 +269,14 @@ impl<L: Layer, U: Layer> Backend for Overlay<L, U> {
         upper.layer.fsyncdir(&upper.layer.opendir(counterpart)?, data_only)
     }
 
+    fn file_system_of(&self, node: &Self::Node) -> u64 {
+        match (&self.upper, node.upper(), node.lowers().first()) {
+            (Some(upper), Some(counterpart), _) => upper.layer.file_system_of(counterpart),
+            (_, _, Some(lower)) => self.lowers[lower.layer()].layer.file_system_of(&lower.node),
+            _ => 0,
+        }
+    }
+
     fn statfs(&self, _node: &Arc<Self::Node>) -> Result<StatFs> {
         match (&self.upper, self.root.upper()) {
             (Some(upper), Some(root)) => upper.layer.statfs(root),

@@ -279,6 +279,10 @@ impl Backend for Passthrough {
         dir.fsync(data_only)
     }
 
+    fn file_system_of(&self, node: &Node) -> u64 {
+        node.identity().dev()
+    }
+
     fn statfs(&self, node: &Arc<Node>) -> Result<StatFs> {
         let st = fstatfs(&*self.tree.descriptor(node)?)?;
         let narrow = |wide: i64| u32::try_from(wide).unwrap_or(u32::MAX);

@@ -12,13 +12,13 @@ use rustix::fs::{
 use rustix::io::{Errno as Os, ReadWriteFlags, pread, pwrite, pwritev2};
 use splicefs_core::sys::creds::{As, Guard};
 use splicefs_core::{
-    Caller, CopyReason, Errno, FileExtent, FileKind, OpenFlags, Opened, ReadPlan, Result, SeekTo, Segment,
-    Span, Via, WriteMode, sys,
+    Caller, CopyReason, Errno, Error, FileExtent, FileKind, OpenFlags, Opened, ReadPlan, Result, SeekTo,
+    Segment, Span, Via, WriteMode, sys,
 };
 
 use crate::fsclass::FsClass;
-use crate::lend::lends;
 use crate::node::{Node, Place};
+use crate::setattr::refuse_leased;
 use crate::stat;
 use crate::tree::{Tree, open_beneath, stale_if_gone};
 
@@ -113,15 +113,9 @@ impl Tree {
         }
         let path = self.descriptor(node)?;
         let reopen = |flags| self.nodes.descriptors.with_room(|| sys::reopen(&path, flags));
-        match reopen(flags) {
-            // Someone holds a lease, which is waited for; a regular file holds no one for another reason.
-            Err(e)
-                if e.errno() == Errno::EAGAIN && node.identity().kind() == FileKind::Regular && !lends() =>
-            {
-                reopen(flags - OFlags::NONBLOCK)
-            }
-            other => other,
-        }
+        // A regular file is refused so for no other reason.
+        let is_leased = |e: &Error| e.errno() == Errno::EAGAIN && node.identity().kind() == FileKind::Regular;
+        reopen(flags).map_err(|e| if is_leased(&e) { Error::Leased } else { e })
     }
 
     fn truncate_opened(&self, caller: &Caller, fd: &OwnedFd, flags: OpenFlags) -> Result<()> {
@@ -129,6 +123,7 @@ impl Tree {
         if flags.writes() {
             return Ok(ftruncate(fd, 0)?);
         }
+        refuse_leased(fd)?;
         Ok(ftruncate(sys::reopen(fd, OFlags::WRONLY)?, 0)?)
     }
 

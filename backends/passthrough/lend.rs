@@ -15,8 +15,6 @@
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, Mode, chmodat};
 use rustix::process::{getegid, geteuid, getgroups};
@@ -36,20 +34,12 @@ const USES_DIRECTORY: u32 = 0o700;
 const SETGID: u32 = 0o2000;
 /// Who may write beside the owner.
 const WRITTEN_BY_OTHERS: u32 = 0o022;
-/// So long, and so often, an open waits for a lease to be given back (fcntl(2): 45 seconds, unless somebody has set another time).
-const LEASE_WAIT: Duration = Duration::from_millis(20);
-const LEASE_WAITS: usize = 3000;
 
 thread_local! {
     /// The calling thread has lent itself rights.
     static LENDS: Cell<bool> = const { Cell::new(false) };
     /// The nodes whose modes are wider for it.
     static LENT: RefCell<Vec<NodeId>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Whether the calling thread has lent itself rights, and so is to wait for nothing.
-pub(crate) fn lends() -> bool {
-    LENDS.get()
 }
 
 /// For one who is about to change the mode of `node`, which is to be what it is meant to be: not for the calling thread, which may
@@ -188,8 +178,7 @@ pub(crate) fn directory_of(node: &Node) -> Option<Arc<Node>> {
 }
 
 impl Passthrough {
-    /// Does `what`, which the kernel has allowed: if the daemon may not, then with the right to use `nodes`, where they are its own. An open that
-    /// finds a lease is tried again until it is given back: who sets a mode waits while it is lent.
+    /// Does `what`, which the kernel has allowed: if the daemon may not, then with the right to use `nodes`, where they are its own.
     pub(crate) fn allowed<T>(
         &self,
         nodes: impl FnOnce() -> Vec<Arc<Node>>,
@@ -197,24 +186,15 @@ impl Passthrough {
     ) -> Result<T> {
         match what() {
             Err(e) if e.errno() == Errno::EACCES && self.lends && !LENDS.get() => {
-                let nodes = nodes();
-                for _ in 0..LEASE_WAITS {
-                    let lent = match self.tree.lend(&nodes) {
-                        Ok(lent) => lent,
-                        Err(why) => {
-                            log::debug!("no rights are lent: {why}");
-                            return Err(e);
-                        }
-                    };
-                    // Even if nothing had to be lent: the mode may have been another when it was tried before.
-                    match what() {
-                        Err(e) if e.errno() == Errno::EAGAIN => {}
-                        done => return done,
+                let _lent = match self.tree.lend(&nodes()) {
+                    Ok(lent) => lent,
+                    Err(why) => {
+                        log::debug!("no rights are lent: {why}");
+                        return Err(e);
                     }
-                    drop(lent);
-                    thread::sleep(LEASE_WAIT);
-                }
-                Err(Errno::EAGAIN.into())
+                };
+                // Even if nothing had to be lent: the mode may have been another when it was tried before.
+                what()
             }
             done => done,
         }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use rustix::fs::{
     AtFlags, CWD, Gid, Mode, OFlags, Timespec, Timestamps, Uid, chmodat, chownat, ftruncate, utimensat,
 };
-use splicefs_core::{Attr, Caller, Errno, FileKind, Result, SetAttr, SetTime, sys};
+use splicefs_core::{Attr, Caller, Errno, Error, FileKind, Result, SetAttr, SetTime, sys};
 
 use crate::file::File;
-use crate::lend::{change_mode, lends};
+use crate::lend::change_mode;
 use crate::node::Node;
 use crate::stat;
 use crate::tree::{Tree, path_of};
@@ -56,10 +56,7 @@ impl Tree {
                 Some(file) if writable(file)? => ftruncate(fd, size)?,
                 // By its path, as the caller did it: of a size that stays the same, ftruncate(2) would change the time.
                 _ => {
-                    if lends() {
-                        // A lease is to be waited for without what is lent (EAGAIN).
-                        drop(sys::reopen(fd, OFlags::WRONLY | OFlags::NONBLOCK)?);
-                    }
+                    refuse_leased(fd)?;
                     nix::unistd::truncate(path_of(fd).as_str(), length(size)?)?;
                 }
             }
@@ -70,6 +67,15 @@ impl Tree {
             utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?;
         }
         Ok(self.attr(&self.look_truly(node, || stat::of_fd(fd))?))
+    }
+}
+
+/// # Errors
+/// [`Error::Leased`] where truncate(2) would wait for a lease. Other reasons to refuse it are its own to tell.
+pub(crate) fn refuse_leased(fd: &OwnedFd) -> Result<()> {
+    match sys::reopen(fd, OFlags::WRONLY | OFlags::NONBLOCK) {
+        Err(e) if e.errno() == Errno::EAGAIN => Err(Error::Leased),
+        _ => Ok(()),
     }
 }
 

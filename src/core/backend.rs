@@ -362,6 +362,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Makes a directory's entries durable.
     fn fsyncdir(&self, dir: &Self::Dir, data_only: bool) -> Result<()>;
 
+    /// A number of the file system that answers for `node`: what hangs in one hangs in all of it. Known without a look.
+    fn file_system_of(&self, _node: &Self::Node) -> u64 {
+        0
+    }
+
     /// Size and room of the file system that holds `node`.
     fn statfs(&self, node: &Arc<Self::Node>) -> Result<StatFs>;
     /// The value of an extended attribute, of at most `limit` bytes (`ERANGE` over that).

@@ -66,6 +66,8 @@ pub enum Error {
     Errno(Errno),
     /// Trouble that is logged, once, where the reply leaves.
     Fault(Box<Fault>),
+    /// Somebody has a lease on a file, who was told to give it back: nothing was done, and it is to be tried again.
+    Leased,
 }
 
 /// What every operation of a backend returns.
@@ -82,6 +84,7 @@ impl Error {
         match self {
             Self::Errno(errno) => *errno,
             Self::Fault(fault) => fault.errno,
+            Self::Leased => Errno::EAGAIN,
         }
     }
 }
@@ -105,6 +108,7 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Errno(errno) => write!(f, "{errno:?}"),
+            Self::Leased => write!(f, "somebody has a lease"),
             Self::Fault(fault) => write!(f, "{} ({:?})", fault.context, fault.errno),
         }
     }

@@ -139,7 +139,7 @@ pub fn prepare<B: Backend>(config: &SessionConfig) -> io::Result<Prepared<B>> {
             }
         }
     }
-    let crew = Arc::new(Crew::new(waiting)?);
+    let crew = Arc::new(Crew::new(threads.len(), waiting)?);
     let foreman = Foreman::start(crew.clone())?;
     // Not asked of the allocator, which would from then on keep as much as it was given back.
     drop(MmapMut::map_anon(HANDSHAKE_BUFFER)?);

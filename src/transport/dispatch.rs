@@ -84,7 +84,6 @@ impl<B: Backend> Worker<B> {
                 }
             }
             Opcode::Destroy => return Ok(Reply::Empty),
-            // No operation waits for long: files that could make one wait are opened with O_NONBLOCK.
             _ => {}
         }
         Ok(Reply::None)

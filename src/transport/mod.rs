@@ -9,6 +9,7 @@ mod port;
 mod readdir;
 mod request;
 mod root;
+mod waiting;
 mod wire;
 mod worker;
 

@@ -70,6 +70,11 @@ impl<'a> Request<'a> {
         Opcode::from_number(self.header.opcode)
     }
 
+    /// What is left of the arguments.
+    pub(crate) fn arguments(&self) -> &'a [u8] {
+        self.arguments
+    }
+
     /// The next argument.
     ///
     /// # Errors

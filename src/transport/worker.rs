@@ -3,16 +3,18 @@
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::io::{Errno as Os, read};
 use splicefs_core::sys::creds;
 use splicefs_core::{Backend, Errno, Error, Result};
 
 use super::answer::{Given, Reply};
-use super::crew::{Crew, Next};
+use super::crew::{Crew, Next, Place};
 use super::port::{Port, Sent};
 use super::request::{Opcode, Request};
 use super::root::node;
+use super::waiting::{Aside, Keys, Leased};
 use crate::aligned::{AlignedBuffer, PAGE};
 use crate::reply::Engine;
 use crate::vfs::{Turn, Vfs};
@@ -39,6 +41,17 @@ impl Stock {
         creds::enter_worker().map_err(|e| io::Error::from_raw_os_error(e.errno().raw()))?;
         Ok(Self { engine, buffer: AlignedBuffer::new(WRITE_HEADERS, max_write + PAGE)?, max_read })
     }
+}
+
+/// Where no request may be set aside, one that finds a lease is tried again after so long.
+const LEASE_PAUSE: Duration = Duration::from_millis(20);
+
+/// What became of a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Done {
+    Answered,
+    /// Nothing was done: somebody has a lease.
+    Leased,
 }
 
 /// Serves the requests of one thread.
@@ -72,48 +85,106 @@ impl<B: Backend> Worker<B> {
     }
 
     fn work(mut self, crew: &Crew, buffer: &mut [u8]) -> io::Result<()> {
-        while crew.idle() == Next::Wait {
-            let received = read(&*self.port, &mut *buffer);
-            crew.busy();
-            let message = match received {
-                Ok(len) => &buffer[..len],
-                // ENOENT: the request was interrupted before it was read.
-                Err(Os::INTR | Os::AGAIN | Os::NOENT) => continue,
-                Err(Os::NODEV | Os::CONNABORTED) => return Ok(()),
-                Err(e) => return Err(e.into()),
-            };
-            match Request::parse(message) {
-                Ok(request) => self.take_turn(request),
-                Err(_) => {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "a request without a header"));
+        let place = crew.join();
+        loop {
+            let (len, tries) = match crew.idle() {
+                Next::Leave => return Ok(()),
+                Next::Serve(Aside { message, tries, .. }) => {
+                    buffer[..message.len()].copy_from_slice(&message);
+                    (message.len(), Some(tries))
                 }
-            }
+                Next::Wait => {
+                    let received = read(&*self.port, &mut *buffer);
+                    crew.busy();
+                    match received {
+                        Ok(len) => (len, None),
+                        // ENOENT: the request was interrupted before it was read.
+                        Err(Os::INTR | Os::AGAIN | Os::NOENT) => continue,
+                        Err(Os::NODEV | Os::CONNABORTED) => return Ok(()),
+                        Err(e) => return Err(e.into()),
+                    }
+                }
+            };
+            self.take(crew, &place, &buffer[..len], tries)?;
             if creds::is_tainted() {
                 return Err(io::Error::other("a thread kept a caller's credentials"));
             }
         }
+    }
+
+    /// Serves the request in `message`, or sets it aside. One that had been set aside has found a lease so many times.
+    fn take(&mut self, crew: &Crew, place: &Place, message: &[u8], tries: Option<u32>) -> io::Result<()> {
+        let parse = || {
+            let no_header = |_| io::Error::new(io::ErrorKind::InvalidData, "a request without a header");
+            Request::parse(message).map_err(no_header)
+        };
+        let request = parse()?;
+        let (opcode, unique) = (request.opcode(), request.header.unique);
+        if opcode == Some(Opcode::Interrupt) {
+            self.interrupt(crew, request);
+            return Ok(());
+        }
+        if tries.is_none() {
+            if let Some(opcode) = opcode {
+                self.vfs.count(opcode);
+            }
+            match crew.queue(message, &request, &|id| self.vfs.file_system_below(node(id))) {
+                Ok(false) => {}
+                Ok(true) => return Ok(()),
+                Err(()) => {
+                    self.port.error(unique, Errno::EAGAIN);
+                    return Ok(());
+                }
+            }
+        }
+        place.begin(Keys::of(&request, opcode));
+        let mut done = self.take_turn(request);
+        while done == Done::Leased && !crew.sets_aside() {
+            std::thread::sleep(LEASE_PAUSE);
+            done = self.take_turn(parse()?);
+        }
+        crew.served(place, tries.is_some(), &|id| self.vfs.file_system_below(node(id)));
+        if done == Done::Leased {
+            let request = parse()?;
+            let aside = Aside::new(message, &request, tries.unwrap_or(0));
+            let errno = match crew.lease(aside, request.is_asked_by_a_caller()) {
+                Leased::Waits => return Ok(()),
+                Leased::Interrupted => Errno::EINTR,
+                Leased::Refused => Errno::EAGAIN,
+            };
+            self.port.error(unique, errno);
+        }
         Ok(())
     }
 
+    /// Only what waits for a lease can be interrupted, as natively.
+    fn interrupt(&self, crew: &Crew, mut request: Request<'_>) {
+        self.vfs.count(Opcode::Interrupt);
+        let Ok(unique) = request.take::<u64>() else { return };
+        if crew.interrupt(unique) {
+            self.port.error(unique, Errno::EINTR);
+        }
+    }
+
     /// Answers one request, and is known to while its reply may tell the kernel something to keep.
-    fn take_turn(&mut self, request: Request<'_>) {
+    fn take_turn(&mut self, request: Request<'_>) -> Done {
         if request.opcode().is_none_or(Opcode::tells_nothing) {
             return self.handle(request);
         }
         self.turn.begin();
-        self.handle(request);
+        let done = self.handle(request);
         self.turn.end();
+        done
     }
 
-    /// Answers one request, whatever becomes of it.
-    fn handle(&mut self, mut request: Request<'_>) {
+    /// Answers one request, whatever becomes of it, unless it finds a lease.
+    fn handle(&mut self, mut request: Request<'_>) -> Done {
         let unique = request.header.unique;
         let Some(opcode) = request.opcode() else {
             log::debug!("request {unique}: operation {} is not known", request.header.opcode);
             self.port.error(unique, Errno::ENOSYS);
-            return;
+            return Done::Answered;
         };
-        self.vfs.count(opcode);
         match guarded(|| self.admit_and_dispatch(opcode, &mut request)) {
             Ok(Reply::None | Reply::Sent) => {}
             Ok(Reply::Empty) => {
@@ -124,6 +195,7 @@ impl<B: Backend> Worker<B> {
                     self.take_back(given);
                 }
             }
+            Err(Error::Leased) if !opcode.is_unanswered() => return Done::Leased,
             Err(e) => {
                 log_error(opcode, &request, &e);
                 if !opcode.is_unanswered() {
@@ -131,6 +203,7 @@ impl<B: Backend> Worker<B> {
                 }
             }
         }
+        Done::Answered
     }
 
     fn admit_and_dispatch(&mut self, opcode: Opcode, request: &mut Request<'_>) -> Result<Reply> {
@@ -229,7 +302,7 @@ fn log_error(opcode: Opcode, request: &Request<'_>, error: &Error) {
         {
             log::Level::Warn
         }
-        Error::Errno(_) => log::Level::Debug,
+        Error::Errno(_) | Error::Leased => log::Level::Debug,
     };
     log::log!(
         level,

@@ -182,6 +182,12 @@ impl<B: Backend> Vfs<B> {
         Ok(())
     }
 
+    /// The file system that the node is of, if that is not the root's.
+    pub fn file_system_below(&self, id: NodeId) -> Option<u64> {
+        let own = self.backend.file_system_of(&*self.node(id).ok()?);
+        (own != self.backend.file_system_of(&self.backend.root())).then_some(own)
+    }
+
     /// Size and room of the file system that holds the node.
     pub fn statfs(&self, id: NodeId) -> Result<StatFs> {
         self.backend.statfs(&self.node(id)?)

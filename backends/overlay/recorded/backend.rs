@@ -341,6 +341,10 @@ impl<B: Layer> Backend for Recorded<B> {
         self.inner.fsyncdir(dir, data_only)
     }
 
+    fn file_system_of(&self, node: &B::Node) -> u64 {
+        self.inner.file_system_of(node)
+    }
+
     fn statfs(&self, node: &Arc<B::Node>) -> Result<StatFs> {
         self.inner.statfs(node)
     }

@@ -16,18 +16,18 @@ enum Second {
     Readdir,
 }
 
-/// Two directories, with ten files each.
-fn plant(dir: &Path, name: &str) {
+/// A directory with so many files.
+pub(super) fn plant(dir: &Path, name: &str, files: usize) {
     fs::create_dir(dir.join(name)).expect("mkdir");
-    for number in 0..10 {
+    for number in 0..files {
         fs::write(dir.join(name).join(format!("f{number}")), "x").expect("write");
     }
 }
 
 /// The file system that is going to hang.
-fn inner() -> Mount {
-    let builder = Mount::builder().options(UNCACHED);
-    plant(builder.source(), "d");
+pub(super) fn inner_with(files: usize) -> Mount {
+    let builder = Mount::builder().options(UNCACHED).options("allow_other");
+    plant(builder.source(), "d", files);
     builder.start()
 }
 
@@ -75,9 +75,9 @@ fn below_passthrough(second: Second) {
     if !ready(&[Need::Fuse, Need::Root, Need::Splicefs]) {
         return;
     }
-    let inner = inner();
+    let inner = inner_with(10);
     let builder = Mount::builder().options(UNCACHED);
-    plant(builder.source(), "ok");
+    plant(builder.source(), "ok", 10);
     let bound = Bound::new(inner.point(), builder.source().join("hung"));
     let mount = builder.start();
     let (hung, ok) = (mount.point().join("hung/d"), mount.point().join("ok"));
@@ -90,9 +90,9 @@ fn below_overlay(second: Second) {
     if !ready(&[Need::Fuse, Need::Root, Need::Splicefs]) {
         return;
     }
-    let inner = inner();
+    let inner = inner_with(10);
     let mut layers = Layers::simple();
-    plant(layers.lower(), "ok");
+    plant(layers.lower(), "ok", 10);
     layers.lowers.push(inner.point().to_owned());
     // The two directories are known, or they would be looked for in the layer that hangs.
     let mount = layers.mount_with("passthrough=off");

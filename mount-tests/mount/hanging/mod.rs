@@ -1,6 +1,7 @@
 //! File systems below that hang, and callers that wait for ever: they hold up nobody else.
 
 mod below;
+mod shares;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -71,23 +72,23 @@ fn until_held(pid: u32, count: usize) {
     });
 }
 
-/// The threads of the daemon that are in a system call other than those in which a thread waits for work.
+/// The threads of the daemon that are in a system call by which a file system below, or a lease, can hold them.
 fn held(pid: u32) -> Vec<(PathBuf, String)> {
-    const WAITS: [i64; 7] = [
-        libc::SYS_read,
-        libc::SYS_futex,
-        libc::SYS_poll,
-        libc::SYS_ppoll,
-        libc::SYS_epoll_wait,
-        libc::SYS_rt_sigtimedwait,
-        libc::SYS_wait4,
+    const HOLD: [i64; 7] = [
+        libc::SYS_openat,
+        libc::SYS_openat2,
+        libc::SYS_statx,
+        libc::SYS_newfstatat,
+        libc::SYS_fstatfs,
+        libc::SYS_truncate,
+        libc::SYS_getdents64,
     ];
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("listing threads");
     let tasks = tasks.filter_map(|task| {
         let path = task.ok()?.path();
         let call = fs::read_to_string(path.join("syscall")).ok()?;
         let number: i64 = call.split(' ').next()?.parse().ok()?;
-        (!WAITS.contains(&number)).then_some((path, call))
+        HOLD.contains(&number).then_some((path, call))
     });
     tasks.collect()
 }
@@ -95,6 +96,18 @@ fn held(pid: u32) -> Vec<(PathBuf, String)> {
 /// Does `what` in a thread of its own.
 fn begin<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     thread::spawn(what)
+}
+
+/// So many threads do `what`, each with its number.
+fn begin_all<T: Send + 'static>(
+    count: usize,
+    what: impl Fn(usize) -> T + Send + Clone + 'static,
+) -> Vec<JoinHandle<T>> {
+    let begin = |number| {
+        let what = what.clone();
+        begin(move || what(number))
+    };
+    (0..count).map(begin).collect()
 }
 
 /// Fails unless `what` comes to an end soon.
