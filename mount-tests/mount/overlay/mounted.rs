@@ -121,7 +121,11 @@ impl Overlay {
         let command = plan.command();
         let mut overlay = Self { point: plan.point.clone(), dir, engine, user, daemon: None };
         match engine {
-            Engine::Kernel => plan.by_kernel().unwrap_or_else(|e| panic!("the kernel refuses: {e}")),
+            // A process of another test, in a mount namespace of its own, may still see the mount before.
+            Engine::Kernel => until("the kernel to find its directories free", || match plan.by_kernel() {
+                Err(rustix::io::Errno::BUSY) => false,
+                mounted => mounted.map(|()| true).unwrap_or_else(|e| panic!("the kernel refuses: {e}")),
+            }),
             Engine::Splicefs => {
                 let log = overlay.dir.join("log");
                 overlay.daemon = Some(Daemon::start(command, &overlay.point, &log, OWN));
